@@ -1,0 +1,1 @@
+"""bblab: declare a tracker backbone, know its cost and its latency, before training it."""
