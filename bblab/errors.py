@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 
 class BblabError(Exception):
-    """A mistake that the user can mend. `hint` says how; `exit_code` is 2 (wrong usage or spec) or 1 (a failed run)."""
+    """A mistake that the user can mend: `hint` says how, `exit_code` is 2 (wrong usage or spec) or 1 (a failed run)."""
 
     exit_code = 2
 
@@ -62,9 +62,7 @@ class SpecError(BblabError):
     """All the mistakes of one spec, in the order of the file."""
 
     def __init__(self, complaints: Iterable[Complaint]) -> None:
-        self.complaints = tuple(
-            sorted(complaints, key=lambda c: (c.mark.line, c.mark.column) if c.mark else (0, 0))
-        )
+        self.complaints = tuple(sorted(complaints, key=lambda c: (c.mark.line, c.mark.column) if c.mark else (0, 0)))
         super().__init__("\n".join(str(c) for c in self.complaints))
 
 
