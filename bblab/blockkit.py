@@ -1,0 +1,350 @@
+"""What a block file may use: @block, ConvNorm, activations, padding rules, squeeze-excitation, fuse helpers.
+
+A block is an `nn.Module` whose first arguments are `(in_ch, out_ch, stride)`; it takes `device` and `dtype` and
+hands them to every layer. `deploy()` on a module returns what runs on the device: branches and norms folded.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=type[nn.Module])
+
+
+def block(kind: str, *, replace: bool = False, keeps_channels: bool = False, is_head: bool = False) -> Callable[[M], M]:
+    """Name a module class as the block `kind` of the spec language.
+
+    `keeps_channels`: the output always has the input's channels (pools, crops). `is_head`: stands under `head:`.
+    `replace=True` takes the place of a block of the same kind. The catalogue reads these arguments from the file as
+    text (`bblab.blocks`), so they must be literals.
+    """
+
+    def enter(cls: M) -> M:
+        cls.kind = kind  # type: ignore[attr-defined]
+        return cls
+
+    return enter
+
+
+# ---------------------------------------------------------------------------------------------- small helpers
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """The nearest multiple of `divisor`, at least `divisor`, never more than 10 % below `value`.
+
+    The rounding of MobileNetV2 and V3 (Sandler et al. 2018, arXiv:1801.04381; Howard et al. 2019, arXiv:1905.02244).
+    """
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+def positive(**values: int) -> None:
+    """Refuse numbers below 1, each under the name that the spec uses."""
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, read {value}")
+
+
+def choose(name: str, what: str, known: Iterable[str]) -> str:
+    """`name` if it is known, else a ValueError with the nearest known one."""
+    choice = sorted(known)
+    if name in choice:
+        return name
+    close = difflib.get_close_matches(str(name), choice, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ValueError(f"no {what} {name!r}; {hint}known: {', '.join(choice)}")
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "leaky_relu": lambda: nn.LeakyReLU(0.1),
+    "hswish": nn.Hardswish,
+    "hsigmoid": nn.Hardsigmoid,
+    "sigmoid": nn.Sigmoid,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "mish": nn.Mish,
+}
+
+
+def act(name: str | None) -> nn.Module:
+    """An activation by its name in a spec; `none` or null is no activation."""
+    if name is None or name == "none":
+        return nn.Identity()
+    return ACTIVATIONS[choose(name, "activation", [*ACTIVATIONS, "none"])]()
+
+
+Pad = str | int | list[int]
+
+
+def padding(pad: Pad, kernel: tuple[int, int], stride: int, dilation: int = 1) -> tuple[int, int] | None:
+    """Symmetric padding (height, width) of a padding rule; None for `tf_same`, which depends on the input size.
+
+    same: half the dilated kernel. valid: none. same_unless_strided: none where the stride is above 1 (pysot's
+    rule, which keeps 127 -> 63 -> 31 -> 15 odd). tf_same: TensorFlow's SAME, as much as keeps ceil(size / stride).
+    """
+    if isinstance(pad, bool):
+        raise ValueError(f"pad must be a rule or a number, read {pad}")
+    if isinstance(pad, int):
+        pad = [pad, pad]
+    if isinstance(pad, (list, tuple)):
+        if len(pad) != 2 or any(not isinstance(p, int) or p < 0 for p in pad):
+            raise ValueError(f"pad must be a number or [height, width], none negative; read {pad}")
+        return (pad[0], pad[1])
+    choose(pad, "padding rule", ("same", "valid", "same_unless_strided", "tf_same"))
+    if pad == "tf_same":
+        return None
+    if pad == "valid" or (pad == "same_unless_strided" and stride > 1):
+        return (0, 0)
+    return (dilation * (kernel[0] - 1) // 2, dilation * (kernel[1] - 1) // 2)
+
+
+class SamePadConv2d(nn.Conv2d):
+    """Convolution with TensorFlow's SAME padding: more on the far side when the sum is odd."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pads: list[int] = []
+        for axis in (1, 0):  # F.pad wants the last dimension first
+            size, k, s, d = x.shape[2 + axis], self.kernel_size[axis], self.stride[axis], self.dilation[axis]
+            total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
+            pads += [total // 2, total - total // 2]
+        if any(pads):
+            x = F.pad(x, pads)
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def conv2d(
+    in_ch: int,
+    out_ch: int,
+    kernel: int | list[int],
+    stride: int = 1,
+    *,
+    pad: Pad = "same",
+    dilation: int = 1,
+    groups: int = 1,
+    bias: bool = False,
+    device: Any = None,
+    dtype: Any = None,
+) -> nn.Conv2d:
+    """A convolution with the spec's padding rules. Raises ValueError with the spec's names for what cannot be."""
+    k = (kernel, kernel) if isinstance(kernel, int) else (kernel[0], kernel[1])
+    positive(kernel=min(k), stride=stride, dilation=dilation, groups=groups)
+    if in_ch % groups or out_ch % groups:
+        raise ValueError(f"groups {groups} does not divide {in_ch} input and {out_ch} output channels")
+    p = padding(pad, k, stride, dilation)
+    cls = SamePadConv2d if p is None else nn.Conv2d
+    return cls(in_ch, out_ch, k, stride, p or 0, dilation, groups, bias, device=device, dtype=dtype)
+
+
+class ConvNorm(nn.Module):
+    """Convolution, batch norm, activation: B, in_ch, H, W -> B, out_ch, H/stride, W/stride.
+
+    `act=None` leaves the activation away, `norm=False` the norm; the convolution has a bias when there is no norm,
+    or when `bias` says so (AlexNet-style nets keep a bias beside the norm).
+    """
+
+    def __init__(
+        self,
+        in_ch: int,
+        out_ch: int,
+        kernel: int | list[int] = 3,
+        stride: int = 1,
+        *,
+        pad: Pad = "same",
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool | None = None,
+        norm: bool = True,
+        act: str | None = "relu",
+        eps: float = 1e-5,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        has_bias = (not norm) if bias is None else bias
+        self.conv = conv2d(
+            in_ch, out_ch, kernel, stride, pad=pad, dilation=dilation, groups=groups, bias=has_bias, **dd
+        )
+        self.norm = nn.BatchNorm2d(out_ch, eps=eps, **dd) if norm else nn.Identity()
+        self.act = _act(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x)))
+
+    def deploy(self) -> nn.Module:
+        if isinstance(self.norm, nn.BatchNorm2d):
+            self.conv = fold(self.conv, self.norm)
+            self.norm = nn.Identity()
+        return self
+
+
+_act = act  # ConvNorm's argument has the spec's name `act` too
+
+
+class SqueezeExcite(nn.Module):
+    """Squeeze-and-excitation: one gate per channel from the whole map (Hu et al. 2018, arXiv:1709.01507).
+
+    `squeeze` channels in the middle. `gate` sigmoid or hsigmoid, `act` the inner activation. `layers` says whether
+    the two layers are 1x1 convolutions or linear (same numbers, other runtime kernels).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        squeeze: int,
+        *,
+        act: str = "relu",
+        gate: str = "hsigmoid",
+        layers: str = "conv",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        positive(squeeze=squeeze)
+        choose(gate, "SE gate", ("sigmoid", "hsigmoid"))
+        self.is_linear = choose(layers, "SE layer type", ("conv", "linear")) == "linear"
+        if self.is_linear:
+            self.reduce: nn.Module = nn.Linear(channels, squeeze, **dd)
+            self.expand: nn.Module = nn.Linear(squeeze, channels, **dd)
+        else:
+            self.reduce = nn.Conv2d(channels, squeeze, 1, **dd)
+            self.expand = nn.Conv2d(squeeze, channels, 1, **dd)
+        self.act = _act(act)
+        self.gate = _act(gate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = x.mean((2, 3), keepdim=not self.is_linear)
+        s = self.gate(self.expand(self.act(self.reduce(s))))
+        return x * (s[:, :, None, None] if self.is_linear else s)
+
+
+_SE_DEFAULTS = {"ratio": 0.25, "gate": "hsigmoid", "act": "relu", "divisor": 8, "base": "width", "layers": "conv"}
+
+
+def squeeze_excite(
+    se: dict[str, Any] | None, channels: int, *, in_ch: int | None = None, device: Any = None, dtype: Any = None
+) -> nn.Module:
+    """The SE of a spec's `se: {ratio, gate, act, divisor, base, layers, squeeze}`; identity where `se` is null.
+
+    ratio: squeezed share of the base. base: `width` (the channels that SE gates) or `input` (the block's input,
+    EfficientNet). divisor: rounding of the squeezed width (8 MobileNet, 1 EfficientNet). squeeze: the width itself.
+    """
+    if se is None:
+        return nn.Identity()
+    for key in se:
+        choose(key, "key of se", [*_SE_DEFAULTS, "squeeze"])
+    s = {**_SE_DEFAULTS, **se}
+    for key in ("ratio", "divisor", "squeeze"):
+        if key in s and (isinstance(s[key], bool) or not isinstance(s[key], (int, float)) or s[key] <= 0):
+            raise ValueError(f"se: {key} must be a number above 0, read {s[key]!r}")
+    choose(str(s["base"]), "SE base", ("width", "input"))
+    base = channels if s["base"] == "width" or in_ch is None else in_ch
+    wanted = base * s["ratio"]
+    squeeze = s.get("squeeze") or (make_divisible(wanted, s["divisor"]) if s["divisor"] > 1 else max(1, int(wanted)))
+    return SqueezeExcite(
+        channels, int(squeeze), act=s["act"], gate=s["gate"], layers=s["layers"], device=device, dtype=dtype
+    )
+
+
+def channel_shuffle(x: Tensor, groups: int = 2) -> Tensor:
+    """Interleave the channel groups, so that the next split mixes them (ShuffleNet, arXiv:1707.01083)."""
+    b, c, h, w = x.shape
+    return x.view(b, groups, c // groups, h, w).transpose(1, 2).reshape(b, c, h, w)
+
+
+# ---------------------------------------------------------------------------------------------- folding
+
+
+def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """One convolution that equals `norm(conv(x))` with the norm's running statistics. Linear, hence exact."""
+    kernel, bias = folded(conv, norm)
+    return with_weights(conv, kernel, bias)
+
+
+def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:
+    """Kernel and bias of a convolution with the norm behind it folded in, in float64."""
+    kernel = conv.weight.detach().double()
+    bias = torch.zeros_like(kernel[:, 0, 0, 0]) if conv.bias is None else conv.bias.detach().double()
+    if norm is None:
+        return kernel, bias
+    scale, shift = affine(norm)
+    return kernel * scale[:, None, None, None], bias * scale + shift
+
+
+def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """A batch norm in eval mode as scale and shift per channel, in float64."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+    mean = norm.running_mean.double()
+    if norm.affine:
+        scale = scale * norm.weight.detach().double()
+        return scale, norm.bias.detach().double() - mean * scale
+    return scale, -mean * scale
+
+
+def with_weights(like: nn.Conv2d, kernel: Tensor, bias: Tensor) -> nn.Conv2d:
+    """A convolution of the same geometry as `like` with this kernel (any kernel size, padding adapted) and bias."""
+    (kh, kw), (oh, ow), (dh, dw) = kernel.shape[2:], like.kernel_size, like.dilation
+    assert isinstance(like.padding, tuple)
+    ph, pw = like.padding
+    new = type(like)(
+        like.in_channels,
+        like.out_channels,
+        (kh, kw),
+        like.stride,  # type: ignore[arg-type]
+        (ph + (kh - oh) // 2 * dh, pw + (kw - ow) // 2 * dw),
+        like.dilation,  # type: ignore[arg-type]
+        like.groups,
+        bias=True,
+        device="meta",
+    )
+    dtype = like.weight.dtype
+    new.weight = nn.Parameter(kernel.to(dtype))
+    new.bias = nn.Parameter(bias.to(dtype))
+    return new
+
+
+def grow_kernel(kernel: Tensor, size: int) -> Tensor:
+    """A kernel padded with zeros to size x size, its centre unmoved (odd sizes)."""
+    extra = [(size - k) // 2 for k in kernel.shape[2:]]
+    return F.pad(kernel, [extra[1], extra[1], extra[0], extra[0]])
+
+
+def identity_kernel(channels: int, groups: int, size: int, like: Tensor) -> Tensor:
+    """The kernel of a convolution that returns its input."""
+    per_group = channels // groups
+    kernel = torch.zeros(channels, per_group, size, size, device=like.device, dtype=like.dtype)
+    if not kernel.is_meta:
+        index = torch.arange(channels)
+        kernel[index, index % per_group, size // 2, size // 2] = 1
+    return kernel
+
+
+_DEPLOY_NAMES = ("deploy", "reparameterize", "switch_to_deploy", "convert_to_deploy", "fuse")
+
+
+def deploy(module: nn.Module) -> nn.Module:
+    """A fused copy in eval mode: what runs on the device. The module itself is left as it is."""
+    return _deploy_in_place(copy.deepcopy(module).eval())
+
+
+def _deploy_in_place(module: nn.Module) -> nn.Module:
+    for name in _DEPLOY_NAMES:
+        method = getattr(module, name, None)
+        if callable(method):
+            result = method()
+            return result if isinstance(result, nn.Module) else module
+    for name, child in module.named_children():
+        setattr(module, name, _deploy_in_place(child))
+    return module

@@ -1,0 +1,448 @@
+"""block -> OpGraph: recorded on the meta device, remembered on disk.
+
+A `TorchFunctionMode` sees every torch call of one forward pass, by the name that the code used (so that
+`scaled_dot_product_attention` stays one op). The result is a plain value without torch in it; params, MACs, memory,
+receptive field and latency by op all read this list, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from bblab import rooms
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Shape = tuple[int, ...]
+
+
+# ---------------------------------------------------------------------------------------------- values
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One torch call. `inputs` and `outputs` index `OpGraph.tensors`, `params` index `OpGraph.params`.
+
+    `attrs` holds the geometry that the call's rule needs (kernel, stride, padding, ...). `is_view`: writes nothing;
+    `is_in_place`: overwrites its first input.
+    """
+
+    name: str
+    layer: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    params: tuple[int, ...]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    is_view: bool = False
+    is_in_place: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A parameter (learnable) or buffer of the recorded module."""
+
+    name: str
+    shape: Shape
+    itemsize: int
+    is_learnable: bool
+
+    @property
+    def numel(self) -> int:
+        return _product(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class OpGraph:
+    """What one module does at one input size, in the order it does it.
+
+    `tensors[i]` is a shape; `roots[i]` the tensor whose memory it shares (itself, unless a view or in place).
+    `inputs` and `outputs` are tensor indexes.
+    """
+
+    tensors: tuple[Shape, ...]
+    roots: tuple[int, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    ops: tuple[Op, ...]
+    params: tuple[Weight, ...]
+
+    @property
+    def output_shapes(self) -> tuple[Shape, ...]:
+        return tuple(self.tensors[i] for i in self.outputs)
+
+    def to_json(self) -> str:
+        return json.dumps(
+            [
+                self.tensors,
+                self.roots,
+                self.inputs,
+                self.outputs,
+                [
+                    [o.name, o.layer, o.inputs, o.outputs, o.params, o.attrs, int(o.is_view) + 2 * int(o.is_in_place)]
+                    for o in self.ops
+                ],
+                [[w.name, w.shape, w.itemsize, int(w.is_learnable)] for w in self.params],
+            ],
+            separators=(",", ":"),
+        )
+
+    @staticmethod
+    def from_json(text: str) -> OpGraph:
+        tensors, roots, inputs, outputs, ops, params = json.loads(text)
+        return OpGraph(
+            tuple(tuple(t) for t in tensors),
+            tuple(roots),
+            tuple(inputs),
+            tuple(outputs),
+            tuple(Op(n, la, tuple(i), tuple(o), tuple(p), a, bool(f & 1), bool(f & 2)) for n, la, i, o, p, a, f in ops),
+            tuple(Weight(n, tuple(s), b, bool(le)) for n, s, b, le in params),
+        )
+
+
+def _product(shape: Iterable[int]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+# ---------------------------------------------------------------------------------------------- recording
+
+# Positional names of the calls whose geometry is kept. From torch 2.13's documentation of each function.
+_SIGNATURES: dict[str, tuple[str, ...]] = {
+    "conv1d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    "conv2d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    "conv3d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    "conv_transpose2d": ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+    "max_pool2d": ("input", "kernel", "stride", "padding", "dilation", "ceil_mode"),
+    "avg_pool2d": ("input", "kernel", "stride", "padding", "ceil_mode"),
+    "lp_pool2d": ("input", "norm_type", "kernel", "stride", "ceil_mode"),
+    "pad": ("input", "pad", "mode", "value"),
+    "mean": ("input", "dim", "keepdim"),
+    "sum": ("input", "dim", "keepdim"),
+    "amax": ("input", "dim", "keepdim"),
+    "amin": ("input", "dim", "keepdim"),
+    "max": ("input", "dim", "keepdim"),
+    "std": ("input", "dim"),
+    "var": ("input", "dim"),
+    "norm": ("input", "p", "dim"),
+    "normalize": ("input", "p", "dim"),
+    "softmax": ("input", "dim"),
+    "log_softmax": ("input", "dim"),
+    "cat": ("tensors", "dim"),
+    "stack": ("tensors", "dim"),
+    "interpolate": ("input", "size", "scale_factor", "mode", "align_corners"),
+    "layer_norm": ("input", "normalized_shape"),
+    "permute": ("input", "dims"),
+    "transpose": ("input", "dim0", "dim1"),
+    "swapaxes": ("input", "dim0", "dim1"),
+    "pixel_shuffle": ("input", "factor"),
+    "pixel_unshuffle": ("input", "factor"),
+    "unfold": ("input", "kernel", "dilation", "padding", "stride"),
+    "roll": ("input", "shifts", "dims"),
+    "flip": ("input", "dims"),
+    "narrow": ("input", "dim", "start", "length"),
+    "select": ("input", "dim", "index"),
+    "chunk": ("input", "chunks", "dim"),
+    "split": ("input", "split", "dim"),
+    "split_with_sizes": ("input", "split", "dim"),
+    "unbind": ("input", "dim"),
+    "repeat": ("input", "repeats"),
+    "repeat_interleave": ("input", "repeats", "dim"),
+    "einsum": ("equation",),
+    "multi_head_attention_forward": ("query", "key", "value", "embed_dim", "num_heads"),
+}
+_KEYWORDS = {
+    "kernel_size": "kernel",
+    "downscale_factor": "factor",
+    "upscale_factor": "factor",
+    "split_size": "split",
+    "split_size_or_sections": "split",
+    "split_sizes": "split",
+    "axis": "dim",
+}
+_SKIP = {"input", "weight", "bias", "tensors", "query", "key", "value"}
+_ALIASES = {
+    "adaptive_avg_pool2d": "adaptive_avg_pool2d",
+    "max_pool2d_with_indices": "max_pool2d",
+    "_max_pool2d": "max_pool2d",
+    "concat": "cat",
+    "concatenate": "cat",
+    "truediv": "div",
+    "rsub": "sub",
+    "getitem": "getitem",
+    "mH": "transpose",
+    "einsum": "einsum",
+}
+
+
+def _plain(value: Any) -> Any:
+    """A call's argument as JSON data; None where it is nothing that a rule could read."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, slice):
+        return ["slice", value.start, value.stop, value.step]
+    if value is Ellipsis:
+        return "..."
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if hasattr(value, "__index__") and not hasattr(value, "shape"):
+        return int(value)
+    return None
+
+
+def _attributes(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    if name == "getitem":
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return {"index": [("tensor" if hasattr(i, "shape") else _plain(i)) for i in index]}
+    names = _SIGNATURES.get(name)
+    if names is None:
+        return {"sizes": _plain(args[1])} if name.startswith("adaptive") and len(args) > 1 else _adaptive(name, kwargs)
+    if name in ("permute", "repeat") and len(args) > 2:  # x.permute(0, 2, 1) beside x.permute((0, 2, 1))
+        args = [args[0], list(args[1:])]
+    bound = dict(zip(names, args, strict=False))
+    bound.update({_KEYWORDS.get(k, k): v for k, v in kwargs.items()})
+    return {k: _plain(v) for k, v in bound.items() if k not in _SKIP and k in names}
+
+
+def _adaptive(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {"sizes": _plain(kwargs["output_size"])} if "output_size" in kwargs else {}
+
+
+def record(module: nn.Module, inputs: Sequence[Tensor], *, as_list: bool = False) -> OpGraph:
+    """The ops of one forward pass of `module` (in eval mode) on `inputs`; `as_list` hands them over as one list.
+
+    Works on the meta device, where nothing is computed. Raises whatever the module raises.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode, resolve_name
+
+    names = {id(m): n for n, m in module.named_modules()}
+    stack: list[str] = [""]
+    tensors: list[Shape] = []
+    roots: list[int] = []
+    ids: dict[int, int] = {}
+    storages: dict[int, int] = {}
+    alive: list[Any] = []  # holds every tensor, so that no id is used twice
+    weights: list[Weight] = []
+    weight_ids: dict[int, int] = {}
+    ops: list[Op] = []
+
+    for name, p in module.named_parameters():
+        weight_ids[id(p)] = len(weights)
+        weights.append(Weight(name, tuple(p.shape), p.element_size(), True))
+    for name, b in module.named_buffers():
+        weight_ids[id(b)] = len(weights)
+        weights.append(Weight(name, tuple(b.shape), b.element_size(), False))
+
+    def storage_of(t: Tensor) -> int:
+        return t.untyped_storage()._cdata
+
+    def enter(t: Tensor) -> int:
+        index = len(tensors)
+        tensors.append(tuple(t.shape))
+        ids[id(t)] = index
+        roots.append(storages.setdefault(storage_of(t), index))
+        alive.append(t)
+        return index
+
+    def flat(value: Any) -> list[Any]:
+        if isinstance(value, torch.Tensor):
+            return [value]
+        if isinstance(value, (list, tuple)):
+            return [t for v in value for t in flat(v)]
+        if isinstance(value, dict):
+            return [t for v in value.values() for t in flat(v)]
+        return []
+
+    class Recorder(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            read = flat([args, kwargs])
+            versions = [t._version for t in read]
+            out = func(*args, **kwargs)
+            made = flat(out)
+            if made and read:
+                note(func, args, kwargs, read, versions, made)
+            elif made:  # a constant made on the way (torch.zeros, arange): an input of later ops, no work
+                for t in made:
+                    enter(t)
+            return out
+
+    def note(func: Any, args: Any, kwargs: Any, read: Any, versions: Any, made: Any) -> None:
+        name = getattr(func, "__name__", "")
+        if name in ("__get__", "__set__"):  # x.T, x.data, x.mT
+            name = (resolve_name(func) or "").split(".")[-2]
+        name = name.strip("_") if name.strip("_") else name
+        for prefix in ("i", "r"):  # __iadd__, __radd__
+            if name.startswith(prefix) and name[1:] in ("add", "sub", "mul", "div", "truediv", "matmul", "pow"):
+                name = name[1:]
+        name = _ALIASES.get(name, name)
+        sources, used = [], []
+        for t in read:
+            if id(t) in weight_ids:
+                used.append(weight_ids[id(t)])
+            else:
+                if id(t) not in ids:
+                    enter(t)
+                sources.append(ids[id(t)])
+        changed = [t for t, v in zip(read, versions, strict=True) if t._version != v and id(t) not in weight_ids]
+        read_storages = {storage_of(t) for t in read}
+        is_view = not changed and all(storage_of(t) in read_storages for t in made)
+        if is_view and all(id(t) in ids for t in made):
+            return  # hands its input through (dropout in eval mode, contiguous, to)
+        if is_view and not sources:  # a view of a weight is still that weight
+            for t in made:
+                weight_ids[id(t)] = used[0]
+                alive.append(t)
+            return
+        targets = [enter(t) for t in made]
+        ops.append(
+            Op(
+                name,
+                stack[-1],
+                tuple(sources),
+                tuple(targets),
+                tuple(dict.fromkeys(used)),
+                _attributes(name, args, kwargs),
+                is_view,
+                bool(changed),
+            )
+        )
+
+    def before(mod: nn.Module, _: Any) -> None:
+        stack.append(names.get(id(mod), stack[-1]))
+
+    def after(mod: nn.Module, _: Any, __: Any) -> None:
+        stack.pop()
+
+    handles = [torch.nn.modules.module.register_module_forward_pre_hook(before)]
+    handles.append(torch.nn.modules.module.register_module_forward_hook(after, always_call=True))
+    sources = [enter(t) for t in inputs]
+    try:
+        with torch.no_grad(), Recorder():
+            out = module(list(inputs)) if as_list else module(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    results = flat(out)
+    if not results:
+        raise TypeError(f"forward returned {type(out).__name__}, expected a tensor or a list of tensors")
+    outputs = tuple(ids[id(t)] if id(t) in ids else enter(t) for t in results)
+    return OpGraph(tuple(tensors), tuple(roots), tuple(sources), outputs, tuple(ops), tuple(weights))
+
+
+def record_anywhere(make: Callable[[str], nn.Module], shapes: Sequence[Shape], *, as_list: bool = False) -> OpGraph:
+    """Record on the meta device; on the CPU when the module cannot run there (it reads values, makes CPU tensors)."""
+    import torch
+
+    def run(device: str) -> OpGraph:
+        module = make(device)
+        given = [torch.zeros((1, *shape), device=device) for shape in shapes]
+        return record(module, given, as_list=as_list)
+
+    try:
+        return run("meta")
+    except (RuntimeError, NotImplementedError) as on_meta:
+        try:
+            return run("cpu")
+        except Exception:
+            raise on_meta from None
+
+
+# ---------------------------------------------------------------------------------------------- remembering
+
+
+@cache
+def recorder_version() -> str:
+    """Changes when the recorder, the block kit or torch changes: what was remembered then is recorded anew."""
+    import hashlib
+    import importlib.metadata
+    from pathlib import Path
+
+    here = Path(__file__).parent
+    text = b"".join((here / name).read_bytes() for name in ("ops.py", "blockkit.py"))
+    try:
+        torch_version = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        torch_version = "no torch"
+    return hashlib.sha256(text + torch_version.encode()).hexdigest()[:16]
+
+
+class Memory:
+    """Recorded graphs and measured facts by key, in memory and in one SQLite file of the cache folder.
+
+    Losing the file costs time only: what cannot be read or written is recorded again.
+    """
+
+    def __init__(self) -> None:
+        self._db: sqlite3.Connection | bool | None = None
+        self._graphs: dict[str, OpGraph] = {}
+
+    def _open(self) -> sqlite3.Connection | None:
+        if self._db is None:
+            path = rooms.cache_dir() / "ops.sqlite"
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                db = sqlite3.connect(path, timeout=5, isolation_level=None)
+                db.execute("PRAGMA journal_mode=WAL")
+                db.execute("PRAGMA synchronous=OFF")
+                db.execute("CREATE TABLE IF NOT EXISTS remembered (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
+                self._db = db
+            except sqlite3.DatabaseError as error:
+                self._db = False
+                if "not a database" in str(error) or "malformed" in str(error):
+                    path.unlink(missing_ok=True)  # only a cache: begin anew at the next start
+            except OSError:
+                self._db = False
+        return self._db or None  # type: ignore[return-value]
+
+    def text(self, key: str) -> str | None:
+        db = self._open()
+        if db is None:
+            return None
+        try:
+            row = db.execute("SELECT value FROM remembered WHERE key = ?", (key,)).fetchone()
+        except sqlite3.DatabaseError:
+            return None
+        return row[0] if row else None
+
+    def keep_text(self, key: str, value: str) -> None:
+        db = self._open()
+        if db is not None:
+            with suppress(sqlite3.DatabaseError):  # a full disk or a locked file: it is recorded again next time
+                db.execute("INSERT OR REPLACE INTO remembered VALUES (?, ?)", (key, value))
+
+    def graph(self, key: str, make: Callable[[], OpGraph]) -> OpGraph:
+        """The remembered graph, else the one that `make` records."""
+        known = self._graphs.get(key)
+        if known is None:
+            text = self.text(key)
+            if text is not None:
+                try:
+                    known = OpGraph.from_json(text)
+                except (ValueError, TypeError, KeyError):
+                    known = None
+            if known is None:
+                known = make()
+                self.keep_text(key, known.to_json())
+            self._graphs[key] = known
+        return known
+
+    def forget(self) -> None:
+        """Drop what is held in memory (tests, a changed cache folder)."""
+        if isinstance(self._db, sqlite3.Connection):
+            self._db.close()
+        self._db = None
+        self._graphs.clear()
+
+
+MEMORY = Memory()
+

@@ -1,0 +1,821 @@
+"""YAML -> ArchSpec, and every complaint about it, with line and column.
+
+The language: named stages of rows; a row names a block and its arguments; `define` names partial rows, `defaults`
+reach every block that has the argument, `repeat` repeats a row (only the first takes the stride). Nothing here
+imports torch: what a block accepts is told by a `BlockInfo`, which `bblab.blocks` reads from the block's file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from bblab.errors import BblabError, Complaint, Mark, SpecError, near
+from bblab.rooms import Rooms
+
+# Bounds that keep a hostile or mistyped file from eating the machine. Chosen by us: four times the largest
+# value of any network in the zoo (VanillaNet's 4096 channels, an input of 1024 px, 152 layers).
+MAX_FILE_BYTES = 256 * 1024
+MAX_DEPTH = 16
+MAX_NODES = 20_000
+MAX_CHANNELS = 16_384
+MAX_SIDE_PX = 4_096
+MAX_REPEAT = 256
+MAX_ROWS = 2_000
+MAX_STRIDE = 32
+MAX_ARGUMENT = 65_536
+
+TRAINERS = ("nanotrack", "pysot")
+LIBRARIES = ("timm", "torchvision")
+
+Arg = None | bool | int | float | str | tuple[Any, ...]
+"""A frozen argument: scalars, tuples of arguments, and mappings as ("map", ((key, value), ...))."""
+
+
+# ---------------------------------------------------------------------------------------------- values
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """One argument of a block: its name, its annotation as written, and its default if it has one."""
+
+    name: str
+    annotation: str = ""
+    default: Any = None
+    is_required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BlockInfo:
+    """What a spec may say to a block, read from its file without running it."""
+
+    kind: str
+    file: Path
+    class_name: str
+    params: tuple[Param, ...]
+    doc: str = ""
+    source: str = ""
+    origin: str = "built-in"
+    has_stride: bool = True
+    keeps_channels: bool = False
+    is_head: bool = False
+
+    def param(self, name: str) -> Param | None:
+        return next((p for p in self.params if p.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One block of a stage, with everything resolved. `args` holds only what differs from the block's defaults."""
+
+    kind: str
+    out: int | tuple[int, ...]
+    stride: int = 1
+    args: tuple[tuple[str, Arg], ...] = ()
+    mark: Mark | None = field(default=None, compare=False, repr=False)
+    key: str = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        text = json.dumps([self.kind, self.out, self.stride, self.args], separators=(",", ":"))
+        object.__setattr__(self, "key", text)
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        return {name: thaw(value) for name, value in self.args}
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Consecutive rows under one name: a tap, a `--set` path and a trainer's key."""
+
+    name: str
+    rows: tuple[Row, ...]
+
+    @property
+    def stride(self) -> int:
+        product = 1
+        for row in self.rows:
+            product *= row.stride
+        return product
+
+
+@dataclass(frozen=True, slots=True)
+class Tracker:
+    """Template and search sizes in pixels, and the trainer whose rules apply."""
+
+    template: int = 127
+    search: int = 255
+    trainer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ArchSpec:
+    """A backbone, declared. `library` names another library's net ("timm:starnet_s1") instead of stages."""
+
+    name: str
+    stages: tuple[Stage, ...] = ()
+    input: tuple[int, int, int] = (3, 224, 224)
+    taps: tuple[str, ...] = ()
+    head: Row | None = None
+    tracker: Tracker | None = None
+    waive: tuple[tuple[str, str], ...] = ()
+    about: str = ""
+    library: str | None = None
+    cut: str | None = None
+
+    @property
+    def canonical(self) -> str:
+        """What the network is, as text: without its name, its description and its waivers."""
+
+        def row(r: Row | None) -> list[Any] | None:
+            return None if r is None else [r.kind, r.out, r.stride, r.args]
+
+        value: dict[str, Any] = {
+            "input": self.input,
+            "stages": [[s.name, [row(r) for r in s.rows]] for s in self.stages],
+            "head": row(self.head),
+            "taps": self.taps,
+        }
+        if self.tracker:
+            value["tracker"] = [self.tracker.template, self.tracker.search, self.tracker.trainer]
+        if self.library:
+            value["library"] = [self.library, self.cut]
+        return json.dumps(value, separators=(",", ":"), sort_keys=True)
+
+    @property
+    def spec_id(self) -> str:
+        return hashlib.sha256(self.canonical.encode()).hexdigest()[:12]
+
+    @property
+    def backbone_stages(self) -> tuple[Stage, ...]:
+        """The stages that the last tap needs."""
+        last = max(i for i, stage in enumerate(self.stages) if stage.name in self.taps)
+        return self.stages[: last + 1]
+
+    @property
+    def sizes_px(self) -> Tracker:
+        """Template and search size; the field's usual 127 and 255 where the spec names none."""
+        return self.tracker or Tracker()
+
+
+def freeze(value: Any) -> Arg:
+    """A hashable copy of plain YAML data."""
+    if isinstance(value, Mapping):
+        return ("map", tuple(sorted((str(k), freeze(v)) for k, v in value.items())))
+    if isinstance(value, (list, tuple)):
+        return tuple(freeze(v) for v in value)
+    return value
+
+
+def thaw(value: Arg) -> Any:
+    """The plain data behind `freeze`."""
+    if isinstance(value, (list, tuple)):
+        if len(value) == 2 and value[0] == "map":
+            return {k: thaw(v) for k, v in value[1]}
+        return [thaw(v) for v in value]
+    return value
+
+
+# ---------------------------------------------------------------------------------------------- reading YAML
+
+Kind = Literal["map", "list", "scalar"]
+
+
+@dataclass(slots=True)
+class Node:
+    """A piece of the document with its place. A map's value is {key: (key's mark, node)}."""
+
+    kind: Kind
+    value: Any
+    mark: Mark
+
+    def plain(self) -> Any:
+        if self.kind == "map":
+            return {key: node.plain() for key, (_, node) in self.value.items()}
+        if self.kind == "list":
+            return [node.plain() for node in self.value]
+        return self.value
+
+    def shown(self) -> str:
+        text = json.dumps(self.plain(), default=str)
+        return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_yaml(text: str, file: str) -> Node:
+    """Parse one YAML document into nodes with places.
+
+    Raises SpecError for syntax errors, aliases, tags, doubled keys and documents that are too large: nothing is
+    constructed from tags and nothing is expanded, so a hostile file costs no more than its own length.
+    """
+    import yaml
+
+    if len(text) > MAX_FILE_BYTES:
+        where = Mark(file, 1, 1)
+        raise SpecError([Complaint(where, f"{len(text):,} characters; a spec has at most {MAX_FILE_BYTES:,}")])
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+    def place(mark: Any) -> Mark:
+        return Mark(file, mark.line + 1, mark.column + 1)
+
+    try:
+        _refuse_hostile(yaml.parse(text, Loader=loader), yaml, place)
+        tree = yaml.compose(text, Loader=loader)
+    except yaml.MarkedYAMLError as error:
+        mark = place(error.problem_mark) if error.problem_mark else Mark(file, 1, 1)
+        said = " ".join(filter(None, (error.context, error.problem)))
+        raise SpecError([Complaint(mark, f"not YAML: {said}", "check indentation, brackets and colons")]) from None
+    except yaml.YAMLError as error:
+        said = str(error).splitlines()[0]
+        raise SpecError([Complaint(Mark(file, 1, 1), f"not YAML: {said}", "is this a text file in UTF-8?")]) from None
+    if tree is None:
+        raise SpecError([Complaint(Mark(file, 1, 1), "the file is empty", "`bblab new NAME --like SPEC` writes one")])
+    complaints: list[Complaint] = []
+    node = _convert(tree, place, complaints)
+    if complaints:
+        raise SpecError(complaints)
+    return node
+
+
+def _refuse_hostile(events: Iterable[Any], yaml: Any, place: Callable[[Any], Mark]) -> None:
+    depth = nodes = documents = 0
+    for event in events:
+        mark = place(event.start_mark)
+        if isinstance(event, yaml.AliasEvent):
+            hint = "write shared rows under `define:` and name them with `block:`"
+            raise SpecError([Complaint(mark, f"the alias *{event.anchor} is not part of the spec language", hint)])
+        if isinstance(event, yaml.DocumentStartEvent):
+            documents += 1
+            if documents > 1:
+                raise SpecError([Complaint(mark, "a second document; a spec is one", "remove the line ---")])
+        if isinstance(event, yaml.NodeEvent):
+            nodes += 1
+            if event.anchor is not None:
+                hint = "write shared rows under `define:` and name them with `block:`"
+                raise SpecError([Complaint(mark, f"the anchor &{event.anchor} is not part of the spec language", hint)])
+            if getattr(event, "tag", None) not in (None, "!"):
+                hint = "a spec is plain data: remove the tag"
+                raise SpecError([Complaint(mark, f"the tag {event.tag} is not part of the spec language", hint)])
+            if nodes > MAX_NODES:
+                raise SpecError([Complaint(mark, f"more than {MAX_NODES:,} values in one spec")])
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise SpecError([Complaint(mark, f"nested deeper than {MAX_DEPTH} levels")])
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+def _convert(tree: Any, place: Callable[[Any], Mark], complaints: list[Complaint]) -> Node:
+    mark = place(tree.start_mark)
+    if tree.id == "sequence":
+        return Node("list", [_convert(item, place, complaints) for item in tree.value], mark)
+    if tree.id == "scalar":
+        return Node("scalar", _scalar(tree), mark)
+    found: dict[str, tuple[Mark, Node]] = {}
+    for key, value in tree.value:
+        where = place(key.start_mark)
+        if key.id != "scalar":
+            complaints.append(Complaint(where, "a key must be a plain word"))
+            continue
+        if key.value in found:
+            complaints.append(Complaint(where, f"the key {key.value!r} stands twice in one map", "keep one of them"))
+        found[key.value] = (where, _convert(value, place, complaints))
+    return Node("map", found, mark)
+
+
+def _scalar(tree: Any) -> Any:
+    """YAML 1.1 scalars without its surprises: no octal 010, no 1:30 as 90, no dates; 1e-3 is a number."""
+    text, tag = tree.value, tree.tag.rpartition(":")[2]
+    if tree.style in ("'", '"', "|", ">"):
+        return text
+    if tag == "bool":
+        return text.lower() in ("true", "yes", "on")
+    if tag == "null":
+        return None
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            pass
+    return text
+
+
+# ---------------------------------------------------------------------------------------------- arguments
+
+
+def check_type(annotation: str, value: Any) -> str:
+    """What is expected, if `value` does not fit the annotation of a block's argument; "" if it fits.
+
+    Knows int, float, bool, str, None, Literal, list, tuple, dict and unions of them; anything else passes, because
+    the block itself will look at it.
+    """
+    import ast
+
+    if not annotation:
+        return ""
+    try:
+        tree = ast.parse(annotation, mode="eval").body
+    except SyntaxError:
+        return ""
+    wanted: list[str] = []
+    return "" if _fits(tree, value, wanted) else " or ".join(dict.fromkeys(wanted))
+
+
+def _fits(tree: Any, value: Any, wanted: list[str]) -> bool:
+    import ast
+
+    if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.BitOr):
+        left, right = _fits(tree.left, value, wanted), _fits(tree.right, value, wanted)
+        return left or right
+    if isinstance(tree, ast.Constant) and tree.value is None:
+        wanted.append("nothing (null)")
+        return value is None
+    if isinstance(tree, ast.Subscript) and isinstance(tree.value, ast.Name):
+        outer = tree.value.id
+        if outer == "Literal":
+            choice = [n.value for n in ast.walk(tree.slice) if isinstance(n, ast.Constant)]
+            wanted.extend(repr(c) for c in choice)
+            return value in choice and not isinstance(value, bool)
+        if outer in ("list", "tuple", "Sequence"):
+            wanted.append(f"a list ({ast.unparse(tree)})")
+            if not isinstance(value, (list, tuple)):
+                return False
+            inner = tree.slice.elts[0] if isinstance(tree.slice, ast.Tuple) else tree.slice
+            return all(_fits(inner, v, []) for v in value)
+        if outer in ("dict", "Mapping"):
+            wanted.append("a map")
+            return isinstance(value, Mapping)
+        return True
+    if isinstance(tree, ast.Name):
+        types: dict[str, tuple[tuple[type, ...], str]] = {
+            "int": ((int,), "a whole number"),
+            "float": ((int, float), "a number"),
+            "str": ((str,), "a word"),
+            "dict": ((Mapping,), "a map"),
+            "list": ((list, tuple), "a list"),
+        }
+        if tree.id == "bool":
+            wanted.append("true or false")
+            return isinstance(value, bool)
+        if tree.id in types:
+            allowed, words = types[tree.id]
+            wanted.append(words)
+            return isinstance(value, allowed) and not isinstance(value, bool)
+    return True
+
+
+# ---------------------------------------------------------------------------------------------- the parser
+
+_TOP_KEYS = ("name", "about", "input", "tracker", "defaults", "define", "stages", "head", "taps", "waive")
+_ROW_KEYS = ("block", "out", "stride", "repeat")
+
+
+class _Parser:
+    """Walks the nodes once, collecting complaints instead of stopping at the first."""
+
+    def __init__(self, kinds: Mapping[str, BlockInfo]) -> None:
+        self.kinds = kinds
+        self.complaints: list[Complaint] = []
+        self.defaults: dict[str, Node] = {}
+        self.define: dict[str, dict[str, tuple[Mark, Node]]] = {}
+        self.defaults_used: set[str] = set()
+        self.channels: int | tuple[int, ...] = 3
+        self.num_rows = 0
+
+    def complain(self, mark: Mark | None, message: str, hint: str = "") -> None:
+        self.complaints.append(Complaint(mark, message, hint))
+
+    # -- pieces
+
+    def map_of(self, node: Node, what: str) -> dict[str, tuple[Mark, Node]]:
+        if node.kind != "map":
+            self.complain(node.mark, f"{what} must be a map, read {node.shown()}")
+            return {}
+        return node.value
+
+    def whole(self, node: Node, what: str, low: int, high: int, instead: int) -> int:
+        value = node.value if node.kind == "scalar" else None
+        if isinstance(value, bool) or not isinstance(value, int):
+            self.complain(node.mark, f"{what} must be a whole number, read {node.shown()}")
+            return instead
+        if not low <= value <= high:
+            self.complain(node.mark, f"{what} must be from {low} to {high:,}, read {value}")
+            return instead
+        return value
+
+    def word(self, node: Node, what: str) -> str:
+        if node.kind != "scalar" or not isinstance(node.value, str) or not node.value.strip():
+            self.complain(node.mark, f"{what} must be a word, read {node.shown()}")
+            return ""
+        return node.value
+
+    # -- the document
+
+    def document(self, root: Node, name: str) -> ArchSpec | None:
+        top = self.map_of(root, "a spec")
+        for key, (mark, _) in top.items():
+            if key not in _TOP_KEYS:
+                self.complain(mark, f"no key {key!r} at the top of a spec", near(key, _TOP_KEYS))
+
+        def get(key: str) -> Node | None:
+            return top[key][1] if key in top else None
+
+        given = self.word(get("name"), "name") if get("name") else name  # type: ignore[arg-type]
+        about = get("about").plain() if get("about") else ""  # type: ignore[union-attr]
+        shape = self.input(get("input"))
+        self.channels = shape[0]
+        self.read_define(get("define"))
+        if node := get("defaults"):
+            self.defaults = {key: value for key, (_, value) in self.map_of(node, "defaults").items()}
+        stages = self.stages(get("stages"), root.mark) if top else ()
+        head = self.head(get("head"))
+        for key in self.defaults.keys() - self.defaults_used:
+            known = {p.name for info in self.kinds.values() for p in info.params}
+            hint = near(key, known) if key not in known else "no block of this spec has it: remove it"
+            self.complain(self.defaults[key].mark, f"defaults: no block here has an argument {key!r}", hint)
+        taps = self.taps(get("taps"), [s.name for s in stages])
+        tracker = self.tracker(get("tracker"))
+        waive = self.waive(get("waive"))
+        if self.complaints or not stages:
+            return None
+        return ArchSpec(given, stages, shape, taps, head, tracker, waive, str(about or ""))
+
+    def input(self, node: Node | None) -> tuple[int, int, int]:
+        if node is None:
+            return (3, 224, 224)
+        if node.kind != "list" or len(node.value) != 3:
+            self.complain(node.mark, f"input must be [channels, height, width], read {node.shown()}")
+            return (3, 224, 224)
+        c, h, w = node.value
+        return (
+            self.whole(c, "input channels", 1, MAX_CHANNELS, 3),
+            self.whole(h, "input height", 1, MAX_SIDE_PX, 224),
+            self.whole(w, "input width", 1, MAX_SIDE_PX, 224),
+        )
+
+    def read_define(self, node: Node | None) -> None:
+        if node is None:
+            return
+        entries = self.map_of(node, "define")
+        for name, (mark, value) in entries.items():
+            if name in self.kinds:
+                self.complain(mark, f"define: {name!r} is already a block", "give the partial row a name of its own")
+                continue
+            row = self.map_of(value, f"define {name}")
+            block = row.get("block")
+            if block is None:
+                if row:
+                    self.complain(mark, f"define {name}: `block` is missing", "say which block it configures")
+            elif block[1].value in entries:
+                hint = "name a block here and repeat the arguments"
+                self.complain(block[1].mark, f"define {name}: `define` is one level deep", hint)
+            self.define[name] = row
+
+    def stages(self, node: Node | None, mark: Mark) -> tuple[Stage, ...]:
+        if node is None:
+            self.complain(mark, "`stages` is missing", "stages: {stem: {block: conv, out: 32, stride: 2}, ...}")
+            return ()
+        found: list[Stage] = []
+        entries = self.map_of(node, "stages")
+        if node.kind == "map" and not entries:
+            self.complain(node.mark, "stages is empty", "stages: {stem: {block: conv, out: 32, stride: 2}, ...}")
+        for name, (where, value) in entries.items():
+            if not name.isidentifier() or name.startswith("_"):
+                hint = "a stage's name becomes an attribute: letters, digits and _"
+                self.complain(where, f"stage name {name!r} is not usable", hint)
+            rows: list[Row] = []
+            items = value.value if value.kind == "list" else [value]
+            if not items:
+                self.complain(where, f"stage {name} has no rows")
+            for item in items:
+                rows.extend(self.row(item, f"stage {name}"))
+            found.append(Stage(name, tuple(rows)))
+        return tuple(found)
+
+    def row(self, node: Node, where: str, *, is_head: bool = False) -> list[Row]:
+        own = self.map_of(node, f"{where}: a row")
+        if not own:
+            if node.kind == "map":
+                self.complain(node.mark, f"{where}: the row is empty", "{block: conv, out: 32, stride: 2}")
+            return []
+        if "block" not in own:
+            self.complain(node.mark, f"{where}: `block` is missing", near("", self.kinds))
+            return []
+        block_node = own["block"][1]
+        kind = block_node.value if block_node.kind == "scalar" else block_node.shown()
+        entries = dict(own)
+        if kind in self.define:
+            entries = {**self.define[kind], **{k: v for k, v in own.items() if k != "block"}}
+            block_node = entries["block"][1] if "block" in entries else block_node
+            kind = block_node.value
+        info = self.kinds.get(kind) if isinstance(kind, str) else None
+        repeat = self._number(entries, "repeat", where, 1, MAX_REPEAT, 1)
+        out = self._out(entries, where, info, is_head)
+        if info is None:
+            choice = {k for k, i in self.kinds.items() if i.is_head == is_head} | set(self.define)
+            self.complain(block_node.mark, f"{where}: no block {kind!r}", near(kind, choice))
+            self.channels = out
+            return []
+        stride = self._number(entries, "stride", where, 1, MAX_STRIDE, 1)
+        if stride != 1 and not info.has_stride:
+            self.complain(entries["stride"][1].mark, f"{where}: {kind} has no stride", "remove it or use another block")
+        args = self._args(entries, info, where)
+        self.num_rows += repeat
+        if self.num_rows > MAX_ROWS:
+            if self.num_rows - repeat <= MAX_ROWS:
+                self.complain(node.mark, f"more than {MAX_ROWS:,} blocks in one spec")
+            return []
+        if not is_head:
+            self.channels = out
+        first = Row(kind, out, stride, args, node.mark)
+        return [first, *([replace(first, stride=1)] * (repeat - 1))]
+
+    def _number(self, entries: dict[str, Any], key: str, where: str, low: int, high: int, default: int) -> int:
+        if key not in entries:
+            return default
+        return self.whole(entries[key][1], f"{where}: {key}", low, high, default)
+
+    def _out(self, entries: dict[str, Any], where: str, info: BlockInfo | None, is_head: bool) -> Any:
+        if "out" not in entries:
+            return 1000 if is_head else self.channels
+        node: Node = entries["out"][1]
+        if node.kind == "list":
+            if not node.value:
+                self.complain(node.mark, f"{where}: out is an empty list")
+                return self.channels
+            return tuple(self.whole(n, f"{where}: out", 1, MAX_CHANNELS, 8) for n in node.value)
+        value = self.whole(node, f"{where}: out", 1, MAX_CHANNELS, 8)
+        if info is not None and info.keeps_channels and value != self.channels:
+            hint = "leave `out` away, or put a conv beside it"
+            self.complain(node.mark, f"{where}: {info.kind} keeps its {self.channels} channels, out says {value}", hint)
+        return value
+
+    def _args(self, entries: dict[str, tuple[Mark, Node]], info: BlockInfo, where: str) -> tuple[tuple[str, Arg], ...]:
+        given: dict[str, Node] = {}
+        names = [p.name for p in info.params]
+        for key, (mark, node) in entries.items():
+            if key in _ROW_KEYS:
+                continue
+            if key not in names:
+                self.complain(mark, f"{where}: {info.kind} has no argument {key!r}", near(key, [*names, *_ROW_KEYS]))
+            else:
+                given[key] = node
+        for key, node in self.defaults.items():
+            if key in names:
+                self.defaults_used.add(key)
+                given.setdefault(key, node)
+        kept: list[tuple[str, Arg]] = []
+        for param in info.params:
+            if param.name not in given:
+                if param.is_required:
+                    expected = f" ({param.annotation})" if param.annotation else ""
+                    self.complain(entries["block"][0], f"{where}: {info.kind} needs {param.name!r}{expected}")
+                continue
+            node = given[param.name]
+            value = node.plain()
+            if wanted := check_type(param.annotation, value):
+                self.complain(node.mark, f"{where}: {param.name} must be {wanted}, read {node.shown()}")
+                continue
+            if too_big := _absurd(value):
+                self.complain(node.mark, f"{where}: {param.name} is out of all bounds: {too_big}")
+                continue
+            if param.is_required or freeze(value) != freeze(param.default) or type(value) is not type(param.default):
+                kept.append((param.name, freeze(value)))
+        return tuple(sorted(kept))
+
+    def head(self, node: Node | None) -> Row | None:
+        if node is None:
+            return None
+        rows = self.row(node, "head", is_head=True)
+        if len(rows) > 1:
+            self.complain(node.mark, "head: repeat makes no sense here", "remove it")
+        if rows and not self.kinds[rows[0].kind].is_head:
+            heads = [k for k, info in self.kinds.items() if info.is_head]
+            self.complain(node.mark, f"head: {rows[0].kind} is no head", near(rows[0].kind, heads))
+        return rows[0] if rows else None
+
+    def taps(self, node: Node | None, names: list[str]) -> tuple[str, ...]:
+        if node is None:
+            return tuple(names[-1:])
+        items = node.value if node.kind == "list" else [node]
+        if not items:
+            self.complain(node.mark, "taps is empty", "leave it away: the last stage is the default")
+        for item in items:
+            if item.value not in names:
+                self.complain(item.mark, f"taps: no stage {item.shown()}", near(item.value, names))
+        chosen = {item.value for item in items if item.kind == "scalar"}
+        return tuple(n for n in names if n in chosen)
+
+    def tracker(self, node: Node | None) -> Tracker | None:
+        if node is None:
+            return None
+        entries = self.map_of(node, "tracker")
+        for key, (mark, _) in entries.items():
+            if key not in ("template", "search", "for"):
+                self.complain(mark, f"tracker: no key {key!r}", near(key, ("template", "search", "for")))
+        template = self._number(entries, "template", "tracker", 1, MAX_SIDE_PX, 127)
+        search = self._number(entries, "search", "tracker", 1, MAX_SIDE_PX, 255)
+        if search < template:
+            said = f"tracker: search {search} px is smaller than template {template} px"
+            self.complain(node.mark, said, "swap them?")
+        trainer = None
+        if "for" in entries:
+            trainer = self.word(entries["for"][1], "tracker: for") or None
+            if trainer and trainer not in TRAINERS:
+                self.complain(entries["for"][1].mark, f"tracker: no trainer {trainer!r}", near(trainer, TRAINERS))
+        return Tracker(template, search, trainer)
+
+    def waive(self, node: Node | None) -> tuple[tuple[str, str], ...]:
+        if node is None:
+            return ()
+        found = []
+        for rule, (mark, value) in self.map_of(node, "waive").items():
+            reason = value.value if value.kind == "scalar" else None
+            if not isinstance(reason, str) or not reason.strip():
+                self.complain(mark, f"waive {rule}: give the reason", f'{rule}: "why it is right here"')
+            else:
+                found.append((rule, reason))
+        return tuple(sorted(found))
+
+
+def _absurd(value: Any) -> str:
+    """The first number in an argument that no network could mean."""
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return ""
+    if isinstance(value, Mapping):
+        return next((bad for v in value.values() if (bad := _absurd(v))), "")
+    if isinstance(value, (list, tuple)):
+        return next((bad for v in value if (bad := _absurd(v))), "")
+    return "" if abs(value) <= MAX_ARGUMENT else str(value)
+
+
+# ---------------------------------------------------------------------------------------------- --set
+
+
+def apply_set(root: Node, edits: Sequence[str]) -> None:
+    """Change the document by `PATH=VALUE` edits: `s8.0.kernel=5`, `defaults.act=relu6`, `tracker.search=303`.
+
+    A path starts with a stage's name or a top-level key; a number picks a row of a stage.
+    """
+    complaints: list[Complaint] = []
+    for edit in edits:
+        path, equals, text = edit.partition("=")
+        where = Mark(f"--set {edit}", 1, 1)
+        if not equals or not path.strip():
+            complaints.append(Complaint(where, "expected PATH=VALUE", "for instance --set s8.0.kernel=5"))
+            continue
+        try:
+            value = read_yaml(text or "null", f"--set {edit}")
+        except SpecError as error:
+            complaints.extend(error.complaints)
+            continue
+        _shift(value, len(path) + 1)
+        if problem := _assign(root, path.strip().split("."), value):
+            complaints.append(Complaint(where, *problem))
+    if complaints:
+        raise SpecError(complaints)
+
+
+def _shift(node: Node, columns: int) -> None:
+    node.mark = replace(node.mark, column=node.mark.column + columns)
+    if node.kind == "list":
+        for item in node.value:
+            _shift(item, columns)
+    elif node.kind == "map":
+        for key, (mark, item) in list(node.value.items()):
+            _shift(item, columns)
+            node.value[key] = (replace(mark, column=mark.column + columns), item)
+
+
+def _assign(root: Node, path: list[str], value: Node) -> tuple[str, str] | None:
+    if root.kind != "map":
+        return "the spec is not a map", ""
+    stages = root.value["stages"][1].value if "stages" in root.value else {}
+    stages = stages if isinstance(stages, dict) else {}
+    is_stage = path[0] in stages
+    if not is_stage and path[0] not in _TOP_KEYS:
+        return f"no stage or top-level key {path[0]!r}", near(path[0], [*stages, *_TOP_KEYS])
+    node = root.value["stages"][1] if is_stage else root
+    for step, key in enumerate(path):
+        is_last = step == len(path) - 1
+        if key.isdecimal() and node.kind == "map" and step == 1 and is_stage:
+            if int(key) != 0:
+                return f"{'.'.join(path)}: stage {path[0]} has one row, numbered 0", ""
+            continue  # a stage written as a single row: s4.0.kernel means s4.kernel
+        if node.kind == "list":
+            if not key.isdecimal() or int(key) >= len(node.value):
+                return f"{'.'.join(path)}: {key!r} is no row number", f"rows are 0 to {len(node.value) - 1}"
+            if is_last:
+                node.value[int(key)] = value
+            else:
+                node = node.value[int(key)]
+        elif node.kind == "map":
+            if is_last:
+                node.value[key] = (value.mark, value)
+            else:
+                if key not in node.value:
+                    node.value[key] = (value.mark, Node("map", {}, value.mark))
+                node = node.value[key][1]
+        else:
+            return f"{'.'.join(path)}: {key!r} is inside the plain value {node.shown()}", ""
+    return None
+
+
+# ---------------------------------------------------------------------------------------------- entry points
+
+
+def parse(
+    text: str,
+    kinds: Mapping[str, BlockInfo],
+    *,
+    file: str = "<text>",
+    name: str = "unnamed",
+    edits: Sequence[str] = (),
+) -> ArchSpec:
+    """An ArchSpec from YAML text. Raises SpecError with every mistake found, each with file:line:column."""
+    root = read_yaml(text, file)
+    apply_set(root, edits)
+    parser = _Parser(kinds)
+    spec = parser.document(root, name)
+    if parser.complaints or spec is None:
+        raise SpecError(parser.complaints)
+    return spec
+
+
+def read_text(path: Path) -> str:
+    """The text of a spec file. Raises BblabError with a remedy for what is missing, a folder, too large or binary."""
+    try:
+        if path.is_dir():
+            raise BblabError(f"{path} is a folder", hint="name a .yaml file in it")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise BblabError(f"{path}: {path.stat().st_size:,} bytes; a spec has at most {MAX_FILE_BYTES:,}")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BblabError(f"no file {path}", hint="check the path; `bblab specs` lists the built-in names") from None
+    except UnicodeDecodeError as error:
+        raise BblabError(f"{path}: not UTF-8 text (byte {error.start})", hint="is this a spec?") from None
+    except OSError as error:
+        raise BblabError(f"{path}: {error.strerror}", hint="check the path and its permissions") from None
+
+
+def resolve(
+    reference: str,
+    rooms: Rooms,
+    kinds: Mapping[str, BlockInfo],
+    *,
+    edits: Sequence[str] = (),
+) -> ArchSpec:
+    """A spec from what a person types: a built-in or lab name, a path, `timm:NAME`, and any of them cut (`@s16`)."""
+    base, at, cut = reference.rpartition("@")
+    if not at or "/" in cut or "\\" in cut:
+        base, cut = reference, ""
+    library = base.partition(":")[0]
+    if library in LIBRARIES and ":" in base:
+        if edits:
+            raise BblabError(f"--set cannot change {base}: its layers are {library}'s", hint="write a spec instead")
+        if not base.partition(":")[2]:
+            raise BblabError(f"{base!r} names no network", hint=f"for instance {library}:resnet18")
+        return ArchSpec(name=reference, library=base, cut=cut or None)
+    if base.endswith((".yaml", ".yml")) or "/" in base or "\\" in base:
+        path = Path(base).expanduser()
+    else:
+        known = rooms.files("arch_specs", ".yaml")
+        if base not in known:
+            hint = near(base, known) + "; a file is named with its ending (./my.yaml), timm's nets as timm:NAME"
+            raise BblabError(f"no spec {base!r}", hint=hint)
+        path = known[base]
+    spec = parse(read_text(path), kinds, file=_shown(path), name=path.stem, edits=edits)
+    return cut_at(spec, cut) if at and cut else spec
+
+
+def _shown(path: Path) -> str:
+    """The path as a person would type it: relative to where they stand when that is shorter."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def cut_at(spec: ArchSpec, where: str) -> ArchSpec:
+    """The spec up to a stage (`@layer2`) or to the last stage at a stride (`@s16`), without its head."""
+    names = [s.name for s in spec.stages]
+    total, strides = 1, []
+    for stage in spec.stages:
+        total *= stage.stride
+        strides.append(total)
+    if where in names:
+        last = names.index(where)
+    elif where[:1] == "s" and where[1:].isdecimal():
+        matches = [i for i, s in enumerate(strides) if s == int(where[1:])]
+        if not matches:
+            listing = ", ".join(f"{n} at {s}" for n, s in zip(names, strides, strict=True))
+            raise BblabError(f"{spec.name} has no stage at stride {where[1:]}", hint=f"its stages: {listing}")
+        last = matches[-1]
+    else:
+        raise BblabError(f"cannot cut {spec.name} at {where!r}", hint=near(where, [*names, "s8", "s16"]))
+    stages = spec.stages[: last + 1]
+    return replace(spec, name=f"{spec.name}@{where}", stages=stages, taps=(names[last],), head=None)
