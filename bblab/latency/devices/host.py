@@ -1,0 +1,154 @@
+"""The machine that bblab runs on: workers are its child processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from bblab.errors import BblabError, RunError
+from bblab.latency import conditions, wire
+from bblab.latency.devices import DEVICES
+
+LAST_LINES = 12  # of standard error, shown when a worker fails
+FAREWELL_S = 10.0  # for a worker that has said its last word to exit
+
+# -P: code is not loaded from where one happens to stand.
+WORKER = (sys.executable, "-P", "-m", "bblab.latency.worker")
+
+
+@DEVICES("host")
+class Host:
+    """`command` replaces the worker, for tests and for runners in other languages."""
+
+    name = "host"
+
+    def __init__(self, address: str = "", *, command: Sequence[str] = WORKER) -> None:
+        if address:
+            raise BblabError(f"no device 'host:{address}'", hint="the host has no address: say 'host'")
+        self._command = tuple(command)
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def send(self, path: Path) -> str:
+        return str(path)
+
+    def conditions(self) -> dict[str, Any]:
+        return conditions.read()
+
+    def run(self, request: wire.Request, *, silence_s: float) -> Iterator[wire.Message]:
+        process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            env={**os.environ, "OMP_NUM_THREADS": str(request.threads), "PYTHONUNBUFFERED": "1"},
+            # Its own group: Ctrl-C reaches us alone, and we end the worker with whatever it has started.
+            start_new_session=True,
+        )
+        assert process.stdin and process.stdout and process.stderr
+        stderr: deque[str] = deque(maxlen=LAST_LINES)
+        foreign: deque[str] = deque(maxlen=LAST_LINES)
+        lines: queue.Queue[str | None] = queue.Queue()
+        readers = [
+            threading.Thread(target=_listen, args=(process.stdout, lines), daemon=True),
+            threading.Thread(target=_drain, args=(process.stderr, stderr.append), daemon=True),
+        ]
+        try:
+            for reader in readers:
+                reader.start()
+            # A worker that died before listening: its exit code and last words tell more than our broken pipe.
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(wire.encode_request(request) + "\n")
+                process.stdin.close()
+            ended = False
+            while True:
+                try:
+                    line = lines.get(timeout=silence_s)
+                except queue.Empty:
+                    raise RunError(
+                        f"the worker on {self.name} said nothing for {silence_s:g} s and was ended"
+                        + _last_words(stderr, foreign),
+                        hint="a very large net may need a longer silence_s in the plan",
+                    ) from None
+                if line is None:
+                    break
+                message = wire.parse(line)
+                if message is None:
+                    foreign.append(line)
+                    continue
+                if isinstance(message, wire.Failure):
+                    readers[1].join(FAREWELL_S)
+                    raise RunError(
+                        f"the worker on {self.name} failed: {message.message}" + _last_words(stderr, foreign)
+                    )
+                ended = ended or isinstance(message, wire.End)
+                yield message
+            code = process.wait(FAREWELL_S)
+            readers[1].join(FAREWELL_S)
+            if code != 0 or not ended:
+                raise RunError(
+                    f"the worker on {self.name} {_ending(code)}" + _last_words(stderr, foreign),
+                    hint="out of memory is the usual reason for a killed worker" if code == -signal.SIGKILL else "",
+                )
+        except subprocess.TimeoutExpired:
+            raise RunError(f"the worker on {self.name} closed its output but did not exit; it was ended") from None
+        finally:
+            _end(process)
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+
+def _listen(pipe: IO[str], lines: queue.Queue[str | None]) -> None:
+    """Read standard output in a thread, so that a silent worker cannot hold us; None marks its end."""
+    _drain(pipe, lines.put)
+    lines.put(None)
+
+
+def _drain(pipe: IO[str], put: Callable[[str], None]) -> None:
+    with contextlib.suppress(ValueError):  # closed under us while ending
+        for line in pipe:
+            put(line.rstrip("\n"))
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End the worker and everything it started."""
+    # Gone already is fine; macOS says PermissionError for a group of zombies.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _ending(code: int) -> str:
+    if code < 0:
+        try:
+            return f"was killed by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"was killed by signal {-code}"
+    return f"exited with code {code} before it had finished"
+
+
+def _last_words(stderr: Sequence[str], foreign: Sequence[str]) -> str:
+    said = "".join(f"\n  | {line}" for line in stderr)
+    if foreign:
+        said += "\n  on its standard output, not from bblab:" + "".join(f"\n  | {line}" for line in foreign)
+    return ":" + said if said else " (it left no message)"
