@@ -202,8 +202,8 @@ class _Session:
         hello: wire.Hello | None = None
         calls: dict[tuple[int, int], tuple[float, float]] = {}
         speed: dict[int, tuple[float, float]] = {}
-        # Closing the iterator ends the worker, whatever happens here (Ctrl-C included).
-        with closing(self.device.run(request, silence_s=self.plan.silence_s)) as messages:  # type: ignore[type-var]
+        # Closing the generator ends the worker, whatever happens here (Ctrl-C included).
+        with closing(self.device.run(request, silence_s=self.plan.silence_s)) as messages:
             for message in messages:
                 match message:
                     case wire.Hello():

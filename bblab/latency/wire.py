@@ -141,12 +141,12 @@ def _checked(cls: type[Message], record: Mapping[str, Any], line: str) -> dict[s
     for field in fields(cls):
         if field.name not in record:
             raise _broken(line, f"{cls.kind!r} without {field.name!r}")
-        value: Any = record[field.name]
+        value = record[field.name]
         # Annotations are strings here; the wire knows three types.
         wanted: tuple[type, ...] = {"int": (int,), "float": (int, float), "str": (str,)}[str(field.type)]
         if not isinstance(value, wanted) or isinstance(value, bool):
             raise _broken(line, f"{field.name!r} is {value!r}, not {field.type}")
-        if not isinstance(value, str) and (not math.isfinite(value) or value < 0):
+        if isinstance(value, (int, float)) and (not math.isfinite(value) or value < 0):
             raise _broken(line, f"{field.name!r} is {value!r}")
         values[field.name] = value
     if cls is Hello and values["wire"] != VERSION:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -34,8 +34,8 @@ class Device(Protocol):
     def conditions(self) -> dict[str, Any]:
         """The state of the device now; what cannot be read is listed under "absent"."""
 
-    def run(self, request: wire.Request, *, silence_s: float) -> Iterator[wire.Message]:
-        """One worker process from start to end. Closing the iterator ends the process.
+    def run(self, request: wire.Request, *, silence_s: float) -> Generator[wire.Message]:
+        """One worker process from start to end. Closing the generator ends the process.
 
         Raises RunError, with the worker's last words, if it crashes, says nothing for `silence_s` or speaks nonsense.
         """

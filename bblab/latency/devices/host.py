@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -51,7 +51,7 @@ class Host:
     def conditions(self) -> dict[str, Any]:
         return conditions.read()
 
-    def run(self, request: wire.Request, *, silence_s: float) -> Iterator[wire.Message]:
+    def run(self, request: wire.Request, *, silence_s: float) -> Generator[wire.Message]:
         process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
