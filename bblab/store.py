@@ -329,8 +329,6 @@ class Store:
             if _code(error) not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR):
                 raise
         # A WAL file wants a -shm beside it; in a folder that cannot be written there may be none.
-        with self.path.open("rb"):  # not readable at all: a plain PermissionError, explained by the caller
-            pass
         wal = _beside(self.path, "-wal")
         if not wal.exists() or not wal.stat().st_size:
             return self._connect(self.path, "mode=ro&immutable=1")

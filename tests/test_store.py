@@ -11,8 +11,9 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def python(code: str, *argv: object) -> subprocess.Popen[str]:
         [sys.executable, "-c", code, *map(str, argv)],
         cwd=REPO,
         text=True,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -343,24 +345,18 @@ def test_these_are_not_numbers(text: str) -> None:
 
 def test_diff_shows_only_what_differs_and_inputs_before_results(notebook: Store) -> None:
     same = {"runtime": "ort", "conditions": {"freq_hz": 2_000_000_000, "governor": "performance"}}
-    a = put(notebook, {**same, "median_s": 0.020, "steady": True}, {"threads": 1, "form": "deploy"})
+    a = put(notebook, {"median_s": 0.020, **same, "steady": True}, {"threads": 1, "form": "deploy"})
     other = {"runtime": "ort", "conditions": {"freq_hz": 1_000_000_000, "governor": "performance"}}
     b = put(notebook, {"median_s": 0.010, **other, "note": "hot"}, {"threads": 4, "form": "deploy"}, spec_id="cd34")
     assert [(c.path, c.a, c.b, c.ratio, c.missing) for c in notebook.diff(a, b)] == [
         ("spec_id", "ab12", "cd34", None, ""),
         ("inputs.threads", 1, 4, 4.0, ""),
         ("result.conditions.freq_hz", 2_000_000_000, 1_000_000_000, 0.5, ""),
-        *sorted_by_path(
-            ("result.median_s", 0.020, 0.010, 0.5, ""),
-            ("result.steady", True, None, None, "b"),
-            ("result.note", None, "hot", None, "a"),
-        ),
+        # in the order of run a, then what only b has
+        ("result.median_s", 0.020, 0.010, 0.5, ""),
+        ("result.steady", True, None, None, "b"),
+        ("result.note", None, "hot", None, "a"),
     ]
-
-
-def sorted_by_path(*rows: tuple[str, object, object, float | None, str]) -> list[Any]:
-    """In the order of run a, then what only b has."""
-    return list(rows)
 
 
 def test_diff_knows_null_empty_and_absent_apart(notebook: Store) -> None:
@@ -426,29 +422,78 @@ def test_add_many_writes_all_or_nothing(notebook: Store, monkeypatch: pytest.Mon
 
 # ---- several processes
 
+# Arguments: who, rows per notebook, a migration step or "", the notebooks. Waits for the word to start, so that all
+# writers meet at the same moment.
 ADD_ROWS = """
 import sys
 from bblab.store import Store, MIGRATIONS
-path, who, count, extra = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:]
-MIGRATIONS += [tuple(extra)] if extra else []
-for n in range(count):
-    with Store.open(path) as store:
-        store.add("timing", spec_id=who, name=f"{who}-{n}", code_version="1", inputs={}, result={"n": n},
-                  samples={"wall_s": [float(n)] * 50}, spec_text="text")
-        assert store.notices == [], store.notices
+who, count, step, *paths = sys.argv[1:]
+MIGRATIONS += [(step,)] if step else []
+print("ready", flush=True)
+sys.stdin.readline()
+for path in paths:
+    for n in range(int(count)):
+        with Store.open(path) as store:
+            store.add("timing", spec_id=who, name=f"{who}-{n}", code_version="1", inputs={}, result={"n": n},
+                      samples={"wall_s": [float(n)] * 50}, spec_text="text")
+            print(*store.notices, sep="\\n")
 """
 
 
+def write_at_once(count: int, paths: list[Path], step: str = "") -> list[str]:
+    """Four processes write `count` rows each into each notebook; their notices."""
+    writers = [python(ADD_ROWS, f"p{i}", count, step, *paths) for i in range(4)]
+    for writer in writers:
+        assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    return [line for writer in writers for line in finish(writer).splitlines() if line]
+
+
+def names(path: Path) -> list[str]:
+    with Store.open(path) as store:
+        assert store.notices == []
+        return sorted(run.name for run in store.runs())
+
+
 def test_processes_that_make_the_file_at_once_lose_nothing(tmp_path: Path) -> None:
-    for attempt in range(3):
-        path = tmp_path / str(attempt) / "lab.sqlite"
-        writers = [python(ADD_ROWS, path, f"p{i}", 12) for i in range(4)]
-        for writer in writers:
-            finish(writer)
-        with Store.open(path) as store:
-            assert {run.name for run in store.runs()} == {f"p{i}-{n}" for i in range(4) for n in range(12)}
-            assert len({run.id for run in store.runs()}) == len(store.runs()) == 48
-        assert list(path.parent.glob("*corrupt*")) == []
+    paths = [tmp_path / str(n) / "lab.sqlite" for n in range(100)]
+    assert write_at_once(2, paths) == []
+    for path in paths:
+        assert names(path) == sorted(f"p{i}-{n}" for i in range(4) for n in range(2))
+        assert [p.name for p in path.parent.iterdir()] == ["lab.sqlite"]
+
+
+def test_a_notebook_made_between_two_looks_is_not_taken_for_a_foreign_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, look = tmp_path / "lab.sqlite", store_module._pragma
+
+    def look_and_let_another_make_it(db: sqlite3.Connection, name: str) -> int:
+        monkeypatch.setattr(store_module, "_pragma", look)
+        value = look(db, name)
+        with suppress(RunError):  # it may have to wait for us
+            Store.open(path, timeout_s=0.05).close()
+        return value
+
+    monkeypatch.setattr(store_module, "_pragma", look_and_let_another_make_it)
+    with Store.open(path) as store:
+        assert put(store, {}) == 1
+
+
+def test_making_the_file_waits_for_one_who_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "lab.sqlite"
+    reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM sqlite_master").fetchall()
+    leaving = threading.Timer(0.2, lambda: reader.execute("COMMIT"))
+    leaving.start()
+    with Store.open(path) as store:
+        assert put(store, {}) == 1
+    leaving.join()
+    reader.close()
 
 
 def test_processes_that_migrate_at_once_lose_nothing(tmp_path: Path) -> None:
@@ -456,8 +501,7 @@ def test_processes_that_migrate_at_once_lose_nothing(tmp_path: Path) -> None:
     with Store.open(path) as store:
         old = put(store, {"x": 1})
     step = "CREATE TABLE notes (run_id INTEGER, text TEXT)"  # would fail if it ran twice
-    for writer in [python(ADD_ROWS, path, f"p{i}", 6, step) for i in range(4)]:
-        finish(writer)
+    assert write_at_once(6, [path], step) == []
     db = sqlite3.connect(path)
     assert db.execute("SELECT count(*) FROM runs").fetchone() == (25,)
     assert db.execute("PRAGMA user_version").fetchone() == (2,)
@@ -775,15 +819,16 @@ def test_damage_met_while_writing_does_not_lose_the_run(tmp_path: Path) -> None:
 
 
 def test_processes_that_meet_a_damaged_file_at_once_lose_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "lab.sqlite"
-    path.write_text("no notebook" * 100)
-    relaxed = ADD_ROWS.replace("assert store.notices == [], store.notices", "pass")
-    for writer in [python(relaxed, path, f"p{i}", 5) for i in range(4)]:
-        finish(writer)
-    with Store.open(path) as store:
-        assert {run.name for run in store.runs()} == {f"p{i}-{n}" for i in range(4) for n in range(5)}
-    (aside,) = tmp_path.glob("lab.sqlite.corrupt-*Z")
-    assert aside.read_text() == "no notebook" * 100
+    paths = [tmp_path / str(n) / "lab.sqlite" for n in range(20)]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text("no notebook" * 100)
+    notices = write_at_once(2, paths)
+    assert all("damaged" in notice for notice in notices) and len(notices) == len(paths)
+    for path in paths:
+        assert names(path) == sorted(f"p{i}-{n}" for i in range(4) for n in range(2))
+        (aside,) = path.parent.glob("lab.sqlite.corrupt-*Z")
+        assert aside.read_text() == "no notebook" * 100
 
 
 def test_a_notebook_deleted_under_us_is_begun_again(tmp_path: Path) -> None:
