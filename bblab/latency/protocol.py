@@ -244,15 +244,25 @@ def cusum(values: Sequence[float], *, permutations: int = PERMUTATIONS, seed: in
     if not centred.any():
         return Change(0, 1.0, 1.0)
     walk = np.abs(np.cumsum(centred))[:-1]
-    # The walk's peak tells whether; where is told better by the split that leaves the least squares (Taylor's
-    # "mean square error" estimator), since the peak of an early or late step leans to the middle.
-    left = np.arange(1, n)
-    at = int(left[1:-1][(walk / np.sqrt(left * (n - left)))[1:-1].argmax()])
+    at = _split(np.log(np.maximum(x, 1e-12)))
     rng = np.random.default_rng(seed)
     shuffled = rng.permuted(np.broadcast_to(centred, (permutations, n)), axis=1)
     peaks = np.abs(np.cumsum(shuffled, axis=1)).max(axis=1)
     p_value = float((np.sum(peaks >= walk.max() - 1e-9) + 1) / (permutations + 1))
     return Change(at, p_value, float(np.median(x[at:]) / np.median(x[:at])))
+
+
+def _split(x: np.ndarray) -> int:
+    """Where two levels fit best: the least sum of absolute distances to each side's median, two values a side.
+
+    The walk's own peak leans to the middle when the step is early or late; least squares run after a single outlier.
+    """
+    import numpy as np
+
+    def misfit(at: int) -> float:
+        return float(sum(np.abs(side - np.median(side)).sum() for side in (x[:at], x[at:])))
+
+    return min(range(2, len(x) - 1), key=misfit)
 
 
 @lru_cache(maxsize=128)

@@ -1,0 +1,302 @@
+"""Workers as child processes: good ones, crashing, hanging and chattering ones, and one real measurement."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from bblab.errors import RunError
+from bblab.latency import Candidate, Interrupted, Plan, measure, sentence, wire, worker
+from bblab.latency.devices.host import Host
+
+REQUEST = wire.Request("ort", 1, 0, 0, (wire.ModelFile("a", "/a.onnx", (1, 3, 8, 8)),), ((0,), (0,)))
+
+
+def host(code: str) -> Host:
+    """A host whose worker is this code."""
+    return Host(command=(sys.executable, "-c", textwrap.dedent(code)))
+
+
+def messages(device: Host, *, silence_s: float = 20.0) -> list[wire.Message]:
+    return list(device.run(REQUEST, silence_s=silence_s))
+
+
+GOOD = """
+    import json, sys
+    request = json.loads(sys.stdin.readline())
+    assert request["orders"] == [[0], [0]]
+    def say(**m): print("BBLAB " + json.dumps(m))
+    say(kind="hello", wire=1, runtime="ort", runtime_version="1", precision="float32", speedometer="c++")
+    print("a library says hello")
+    say(kind="ready", models=1)
+    for r in range(2):
+        say(kind="speed", round=r, wall_s=0.003, cpu_s=0.003)
+        say(kind="call", round=r, model=0, wall_s=0.5, cpu_s=0.25)
+    say(kind="speed", round=2, wall_s=0.003, cpu_s=0.003)
+    say(kind="end", rounds=2)
+"""
+
+
+def test_a_worker_of_another_make_is_understood() -> None:
+    heard = messages(host(GOOD))
+    assert [m.kind for m in heard] == ["hello", "ready", "speed", "call", "speed", "call", "speed", "end"]
+    assert wire.Call(1, 0, 0.5, 0.25) in heard
+
+
+def test_a_crash_shows_the_last_words() -> None:
+    with pytest.raises(RunError, match="exited with code 3") as failed:
+        messages(host("import sys; sys.stderr.write('cannot allocate the arena\\n'); sys.exit(3)"))
+    assert "| cannot allocate the arena" in str(failed.value)
+
+
+def test_only_the_last_lines_of_a_long_complaint_are_shown() -> None:
+    with pytest.raises(RunError) as failed:
+        messages(host("import sys\nfor i in range(50000): sys.stderr.write(f'line {i}\\n')\nsys.exit(1)"))
+    assert "line 49999" in str(failed.value)
+    assert "line 49980\n" not in str(failed.value)
+
+
+def test_a_kill_midway_is_named() -> None:
+    code = GOOD.replace(
+        "for r in range(2):", "import os; sys.stdout.flush(); os.kill(os.getpid(), 9)\n    for r in ():"
+    )
+    heard = []
+    with pytest.raises(RunError, match="was killed by SIGKILL") as failed:
+        for message in host(code).run(REQUEST, silence_s=20):
+            heard.append(message.kind)
+    assert heard == ["hello", "ready"]
+    assert "out of memory" in failed.value.hint
+
+
+def test_garbage_alone_is_a_failure_that_shows_it() -> None:
+    with pytest.raises(RunError, match="before it had finished") as failed:
+        messages(host("print('%PDF-1.4 garbage')"))
+    assert "| %PDF-1.4 garbage" in str(failed.value)
+
+
+def test_bytes_that_are_no_text_do_not_break_the_reader() -> None:
+    noise = "import sys; sys.stdout.buffer.write(bytes(range(128, 256)) + b'\\n'); sys.stdout.flush()"
+    assert messages(host(noise + "\n" + textwrap.dedent(GOOD)))[-1] == wire.End(2)
+
+
+def test_a_line_cut_off_is_a_failure() -> None:
+    with pytest.raises(wire.WireError, match="cut off"):
+        messages(host('print(\'BBLAB {"kind": "call", "rou\', end=\'\')'))
+
+
+def test_a_failure_told_by_the_worker_is_passed_on() -> None:
+    with pytest.raises(RunError, match="failed: no NPU here"):
+        messages(host("""print('BBLAB {"kind": "error", "message": "no NPU here"}'); raise SystemExit(1)"""))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # An orphan that nobody has reaped is dead all the same.
+    status = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
+    return bool(status.strip()) and not status.strip().startswith("Z")
+
+
+def gone(pid: int) -> bool:
+    end = time.monotonic() + 5
+    while is_running(pid) and time.monotonic() < end:
+        time.sleep(0.02)
+    return not is_running(pid)
+
+
+HANGING = """
+    import subprocess, sys, time
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    print(child.pid, file=open({path!r}, "w"), flush=True)
+    print('BBLAB {{"kind": "ready", "models": 1}}', flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_hanging_worker_is_ended_with_its_children(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    with pytest.raises(RunError, match="said nothing for 1 s"):
+        messages(host(HANGING.format(path=str(file))), silence_s=1)
+    assert gone(int(file.read_text()))
+
+
+def test_closing_early_ends_the_worker_and_its_children(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    stream = host(HANGING.format(path=str(file))).run(REQUEST, silence_s=20)
+    assert next(stream) == wire.Ready(1)
+    pid = int(file.read_text())
+    assert is_running(pid)
+    stream.close()
+    assert gone(pid)
+
+
+# The worker's own loop ------------------------------------------------------------------------------------------
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_worker_does_as_it_is_told_and_times_only_the_calls() -> None:
+    clock, ran, said = FakeClock(), [], []
+
+    def call(model: int) -> None:
+        ran.append(model)
+        clock.now += 1.0 + model
+
+    def say(batch: list[wire.Message]) -> None:
+        said.append(batch)
+        clock.now += 100.0  # writing is slow, and is no part of any time
+
+    def kernel() -> None:
+        clock.now += 0.5
+
+    request = wire.Request("ort", 1, 2, 0, (wire.ModelFile("a", "", ()),) * 2, ((1, 0), (0, 1)))
+    worker.run_rounds(
+        [lambda: call(0), lambda: call(1)], request, say, wall=clock, cpu=lambda: clock.now / 2, kernel=kernel
+    )
+    assert ran == [0, 0, 1, 1, 1, 0, 0, 1]  # two warm-ups each, then the two rounds
+    assert said == [
+        [wire.Ready(2)],
+        [wire.Speed(0, 0.5, 0.25), wire.Call(0, 1, 2.0, 1.0), wire.Call(0, 0, 1.0, 0.5)],
+        [wire.Speed(1, 0.5, 0.25), wire.Call(1, 0, 1.0, 0.5), wire.Call(1, 1, 2.0, 1.0)],
+        [wire.Speed(2, 0.5, 0.25), wire.End(2)],
+    ]
+
+
+def test_the_garbage_collector_rests_during_rounds_only() -> None:
+    import gc
+
+    seen = []
+    request = wire.Request("ort", 1, 1, 0, (wire.ModelFile("a", "", ()),), ((0,),))
+    worker.run_rounds([lambda: seen.append(gc.isenabled())], request, lambda batch: None, kernel=lambda: None)
+    assert seen == [True, False]  # warm-up, round
+    assert gc.isenabled()
+
+
+FAKE_RUNTIME = """
+    import sys
+    {first}
+    from bblab.latency import runtimes, worker
+    class Loaded:
+        def run(self, x): return [x]
+    class Fake:
+        name, suffix, precision, pip = "fake", ".fake", "float32", ""
+        def version(self): return "1"
+        def load(self, path, threads):
+            print("printed by a library")
+            {load}
+            return Loaded()
+    runtimes.RUNTIMES.add("fake", Fake)
+    {start}
+"""
+
+
+def fake_worker(load: str = "pass", first: str = "pass") -> Host:
+    start = "sys.exit(worker.main(sys.stdin, worker._own_stdout()))"
+    return host(FAKE_RUNTIME.format(load=load, first=first, start=start))
+
+
+FAKE_REQUEST = wire.Request("fake", 1, 1, 0, (wire.ModelFile("a", "x", (1, 3, 8, 8)),), ((0,), (0,)))
+
+
+def test_the_real_worker_runs_a_runtime_that_prints() -> None:
+    heard = list(fake_worker().run(FAKE_REQUEST, silence_s=20))
+    assert heard[0] == wire.Hello("fake", "1", "float32", worker.SPEEDOMETER)
+    assert [m.kind for m in heard[1:]] == ["ready", "speed", "call", "speed", "call", "speed", "end"]
+
+
+def test_the_worker_imports_no_torch() -> None:
+    # A torch that cannot be imported: were it wanted anywhere in the worker, this would fail.
+    block = "sys.modules['torch'] = None"
+    code = FAKE_RUNTIME.format(
+        load="import onnxruntime; from bblab.latency.runtimes import ort", first=block, start="del sys.modules['torch']"
+    )
+    code += "    sys.exit(worker.main(sys.stdin, worker._own_stdout()))\n"
+    code = code.replace("del sys.modules['torch']", "runtimes.find('ort'); del sys.modules['torch']")
+    heard = list(host(code).run(FAKE_REQUEST, silence_s=20))
+    assert heard[-1] == wire.End(2)
+
+
+def test_a_worker_into_which_torch_slipped_refuses() -> None:
+    load = "import types; sys.modules['torch'] = types.ModuleType('torch')"
+    with pytest.raises(RunError, match="torch was imported into the worker"):
+        list(fake_worker(load).run(FAKE_REQUEST, silence_s=20))
+
+
+def test_importing_the_room_loads_nothing_heavy() -> None:
+    code = "import sys, bblab.latency; print(sorted({'torch', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# One real measurement -------------------------------------------------------------------------------------------
+
+
+def tiny(width: int, label: str) -> Candidate:
+    def make():  # type: ignore[no-untyped-def]
+        import torch
+
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Conv2d(3, width, 3), torch.nn.ReLU(), torch.nn.Conv2d(width, 8, 3)).eval()
+
+    return Candidate(label, label, "deploy", (3, 32, 32), label, make)
+
+
+def test_a_real_measurement_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BBLAB_CACHE", str(tmp_path))
+    small, reference = measure([tiny(8, "small")], tiny(16, "large"), plan=Plan(processes=2, rounds=2, warmups=1))
+    assert (small.processes, small.rounds, small.samples.calls) == (2, 2, 4)
+    assert small.device == "host" and small.runtime == "ort" and small.precision == "float32"
+    assert all(t > 0 for process in small.samples.cpu_s for t in process)
+    assert [len(p) for p in small.speedometer.cpu_s] == [3, 3]
+    assert small.conversion_rel_error < 1e-4
+    assert small.model_sha256 != reference.model_sha256
+    assert small.ratio_low <= small.ratio <= small.ratio_high
+    assert not small.steady  # 2 x 2 is not enough, whatever came out
+    assert small.conditions_before["cores"] == os.cpu_count()
+    assert "x large" in sentence(small)
+    assert "the reference" in sentence(reference)
+    assert sorted(p.suffix for p in (tmp_path / "models").iterdir()) == [".json", ".json", ".onnx", ".onnx"]
+
+
+def test_ctrl_c_in_a_real_measurement_keeps_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import signal
+
+    monkeypatch.setattr("bblab.latency.models.converted", _no_file)
+
+    def on_progress(done: int, total: int, seconds_left: float | None, text: str) -> None:
+        if text.startswith("process 2") and done == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted) as stopped:
+        measure([tiny(8, "a")], tiny(8, "r"), device=fake_worker_as_ort(), plan=Plan(rounds=2), on_progress=on_progress)
+    assert [t.processes for t in stopped.value.partial] == [1, 1]
+
+
+def _no_file(candidate: Candidate, runtime: object):  # type: ignore[no-untyped-def]
+    from bblab.latency.models import Model
+
+    return Model(Path(candidate.key), "sha", 1, 0.0)
+
+
+def fake_worker_as_ort() -> Host:
+    return host(
+        FAKE_RUNTIME.format(
+            load="pass",
+            first="pass",
+            start="runtimes.find = lambda name: Fake(); sys.exit(worker.main(sys.stdin, worker._own_stdout()))",
+        )
+    )

@@ -1,0 +1,267 @@
+"""`measure`: how much is run, in what order, and what survives, with a fake device and a fake clock."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bblab.errors import BblabError, RunError
+from bblab.latency import Broken, Candidate, Interrupted, Plan, Timing, measure, models, ranking, sentence, wire
+from bblab.latency.devices import Device
+from bblab.latency.models import Model
+
+START_S = 1.0
+
+
+class FakeDevice:
+    """Keeps a clock of its own: a process takes START_S and its calls. `fail_at` names a process (from 0)."""
+
+    name = "fake"
+
+    def __init__(self, cpu_s: dict[str, float], *, fail_at: int | None = None, noise: float = 0.01) -> None:
+        self.cpu_s = cpu_s
+        self.fail_at = fail_at
+        self.noise = noise
+        self.now = 100.0
+        self.requests: list[wire.Request] = []
+        self.closed = 0
+        self.rng = random.Random(0)
+
+    def clock(self) -> float:
+        return self.now
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def send(self, path: Path) -> str:
+        return f"/there/{path.name}"
+
+    def conditions(self) -> dict[str, Any]:
+        return {"now": self.now, "absent": ["governor"]}
+
+    def spend(self, seconds: float) -> tuple[float, float]:
+        taken = seconds * (1 + self.noise * self.rng.random())
+        self.now += taken
+        return taken, taken
+
+    def run(self, request: wire.Request, *, silence_s: float) -> Generator[wire.Message]:
+        self.requests.append(request)
+        try:
+            yield wire.Hello(request.runtime, "9.9.1", "float32", "fake")
+            self.now += START_S
+            yield wire.Ready(len(request.models))
+            for number, order in enumerate(request.orders):
+                yield wire.Speed(number, *self.spend(0.003))
+                if number == 1 and len(self.requests) - 1 == self.fail_at:
+                    raise RunError("the worker was killed by SIGKILL")
+                for model in order:
+                    yield wire.Call(number, model, *self.spend(self.cpu_s[request.models[model].label]))
+            yield wire.Speed(request.rounds, *self.spend(0.003))
+            yield wire.End(request.rounds)
+        finally:
+            self.closed += 1
+
+
+def never() -> Any:
+    raise AssertionError("the module is not needed")
+
+
+def net(label: str, key: str = "") -> Candidate:
+    return Candidate(label, label, "deploy", (3, 8, 8), key or label, never)
+
+
+@pytest.fixture(autouse=True)
+def no_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "is_remembered", lambda *_: True)
+    monkeypatch.setattr(models, "converted", lambda c, r: Model(Path(f"{c.key}.onnx"), "sha-" + c.key, 10, 1e-7))
+
+
+TIMES = {"a": 0.010, "b": 0.020, "resnet18": 0.040}
+
+
+def run(device: FakeDevice, plan: Plan | None = None, **more: Any) -> list[Timing]:
+    plan = plan or Plan()
+    return measure([net("a"), net("b")], net("resnet18"), device=device, plan=plan, clock=device.clock, **more)
+
+
+def test_ratios_come_out_in_the_candidates_order_with_the_reference_last() -> None:
+    a, b, reference = run(FakeDevice(TIMES))
+    assert [t.label for t in (a, b, reference)] == ["a", "b", "resnet18"]
+    assert (a.ratio, b.ratio) == (pytest.approx(0.25, rel=0.01), pytest.approx(0.5, rel=0.01))
+    assert (reference.ratio, reference.ratio_low, reference.ratio_high) == (1.0, 1.0, 1.0)
+    assert reference.is_reference and not a.is_reference
+    assert a.ratio_low <= a.ratio <= a.ratio_high
+    assert a.steady and reference.steady
+    assert ranking([b, reference, a]) == "a < b < resnet18"
+
+
+def test_default_plan_is_six_processes_of_five_rounds_in_new_orders() -> None:
+    device = FakeDevice(TIMES)
+    a, *_ = run(device)
+    assert (a.processes, a.rounds, a.samples.calls) == (6, 5, 30)
+    assert len(device.requests) == 6
+    orders = [o for r in device.requests for o in r.orders]
+    # 3 models have 6 orders; 30 draws that leave one out are one chance in 40 and the seed is fixed
+    assert len(set(orders)) == 6
+    assert len({r.orders for r in device.requests}) == 6
+    assert {r.warmups for r in device.requests} == {5}
+
+
+def test_the_reference_is_not_run_twice_when_it_is_a_candidate() -> None:
+    device = FakeDevice(TIMES)
+    reference = net("resnet18")
+    timings = measure([reference, net("a")], reference, device=device, clock=device.clock)
+    assert [t.label for t in timings] == ["resnet18", "a"]
+    assert timings[0].is_reference
+    assert len(device.requests[0].models) == 2
+
+
+def test_two_candidates_of_one_label_are_refused() -> None:
+    with pytest.raises(BblabError, match="two candidates are called 'a'"):
+        measure([net("a"), net("a", key="other")], net("resnet18"), device=FakeDevice(TIMES))
+
+
+def test_json_has_every_key_of_the_interface() -> None:
+    a, *_ = run(FakeDevice(TIMES))
+    record = json.loads(json.dumps(a.to_json(), allow_nan=False))
+    interface = (
+        "spec device runtime runtime_version form precision threads input processes rounds cpu_p10_s wall_p50_s "
+        "wall_p90_s wall_over_cpu reference ratio ratio_low ratio_high drift steady"
+    ).split()
+    assert [k for k in interface if k not in record] == []
+    assert (record["reference"], record["drift"], record["runtime_version"]) == ("resnet18", "none", "9.9.1")
+    assert record["cpu_p10_s"] == pytest.approx(0.010, rel=0.01)
+    assert json.loads(json.dumps(a.raw()))["cpu_s"][5][4] == a.samples.cpu_s[5][4]
+    assert a.conditions_before["now"] < a.conditions_after["now"]
+
+
+# Budget ---------------------------------------------------------------------------------------------------------
+# A process costs 1 s and 0.073 s a round (0.003 + 0.010 + 0.020 + 0.040); 6 x 5 are 8.2 s, 5 x 2 are 5.7 s.
+
+
+def test_a_generous_budget_changes_nothing_after_the_first_process() -> None:
+    device = FakeDevice(TIMES)
+    a, *_ = run(device, Plan(budget_s=60.0))
+    assert [r.rounds for r in device.requests] == [2, 5, 5, 5, 5, 5]
+    assert a.steady and a.notes == ()
+
+
+def test_a_tight_budget_takes_rounds_before_processes() -> None:
+    device = FakeDevice(TIMES)
+    a, *_ = run(device, Plan(budget_s=7.5))
+    assert a.processes == 6
+    assert 2 <= a.rounds < 5
+    assert device.now - 100 <= 7.5
+
+
+def test_a_short_budget_still_gives_five_by_two_and_is_told() -> None:
+    a, *_ = run(FakeDevice(TIMES), Plan(budget_s=3.0))
+    assert (a.processes, a.rounds) == (5, 2)
+    assert "budget of 3 s" in a.notes[0]
+    assert a.steady
+
+
+def test_an_absurd_budget_is_taken_at_its_word_and_is_not_steady() -> None:
+    # 5.7 s are more than three times 1.5 s
+    a, *_ = run(FakeDevice(TIMES), Plan(budget_s=1.5))
+    assert a.processes < 5
+    assert not a.steady
+    assert "a ranking needs 5 x 2" in sentence(a)
+    assert "budget of 1.5 s" in sentence(a)
+
+
+def test_ties_are_given_more_processes_up_to_the_bound() -> None:
+    tied = FakeDevice({"a": 0.010, "b": 0.010, "resnet18": 0.040})
+    run(tied, Plan(max_processes=9))
+    settled = FakeDevice(TIMES)
+    run(settled, Plan(max_processes=9))
+    assert (len(tied.requests), len(settled.requests)) == (9, 6)
+
+
+# What survives --------------------------------------------------------------------------------------------------
+
+
+def stop_at(process: int) -> Any:
+    def on_progress(done: int, total: int, seconds_left: float | None, text: str) -> None:
+        if text.startswith(f"process {process} ") and done % 5 == 3:
+            raise KeyboardInterrupt
+
+    return on_progress
+
+
+def test_ctrl_c_gives_back_the_finished_processes_and_ends_the_worker() -> None:
+    device = FakeDevice(TIMES)
+    with pytest.raises(Interrupted) as stopped:
+        run(device, on_progress=stop_at(3))
+    a, *_ = stopped.value.partial
+    assert (a.processes, a.rounds) == (2, 5)
+    assert a.ratio == pytest.approx(0.25, rel=0.02)
+    assert not a.steady
+    assert stopped.value.exit_code == 1
+    assert "2 finished process(es)" in str(stopped.value)
+    assert device.closed == 3
+
+
+def test_ctrl_c_in_the_first_process_gives_nothing_back() -> None:
+    with pytest.raises(Interrupted) as stopped:
+        run(FakeDevice(TIMES), on_progress=stop_at(1))
+    assert stopped.value.partial == []
+
+
+def test_a_worker_that_dies_midway_leaves_the_finished_processes() -> None:
+    with pytest.raises(Broken, match="killed by SIGKILL") as broken:
+        run(FakeDevice(TIMES, fail_at=3))
+    assert broken.value.partial[0].processes == 3
+    assert "a worker failed after 3 process(es)" in broken.value.partial[0].notes
+    assert broken.value.exit_code == 1
+
+
+def test_a_worker_that_leaves_a_call_out_is_refused() -> None:
+    class Forgetful(FakeDevice):
+        def run(self, request: wire.Request, *, silence_s: float) -> Generator[wire.Message]:
+            inner: Iterator[wire.Message] = super().run(request, silence_s=silence_s)
+            yield from (m for m in inner if not (isinstance(m, wire.Call) and m.round == 2 and m.model == 1))
+
+    with pytest.raises(Broken, match="left out 1 of its measurements"):
+        run(Forgetful(TIMES))
+
+
+def test_progress_counts_rounds_to_the_end_and_foretells_the_time() -> None:
+    told: list[tuple[int, int, float | None, str]] = []
+    run(FakeDevice(TIMES), on_progress=lambda *now: told.append(now))
+    dones = [done for done, *_ in told]
+    assert dones == sorted(dones)
+    assert told[-1][:3] == (30, 30, 0.0)
+    first_of_second = next(t for t in told if t[3].startswith("process 2 "))
+    # five processes of 1 s + 5 x 0.073 s are left
+    assert first_of_second[2] == pytest.approx(5 * 1.365, rel=0.05)
+
+
+def test_an_unknown_device_or_runtime_lists_the_known() -> None:
+    with pytest.raises(BblabError, match="no device 'hots'"):
+        measure([net("a")], net("r"), device="hots")
+    with pytest.raises(BblabError, match="no runtime 'otr'") as wrong:
+        measure([net("a")], net("r"), runtime="otr")
+    assert "ort" in wrong.value.hint
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"processes": 0}, {"rounds": 0}, {"threads": 0}, {"budget_s": 0.0}, {"max_processes": 2}]
+)
+def test_a_plan_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(BblabError, match=next(iter(wrong))):
+        Plan(**wrong)
+
+
+def test_a_candidate_that_cannot_be_is_refused() -> None:
+    with pytest.raises(BblabError, match="form 'fused'"):
+        Candidate("a", "a", "fused", (3, 8, 8), "a", never)  # type: ignore[arg-type]
+    with pytest.raises(BblabError, match="input"):
+        Candidate("a", "a", "train", (255, 255), "a", never)  # type: ignore[arg-type]
