@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -108,6 +109,13 @@ def padding(pad: Pad, kernel: tuple[int, int], stride: int, dilation: int = 1) -
     return (dilation * (kernel[0] - 1) // 2, dilation * (kernel[1] - 1) // 2)
 
 
+def shrinkage(pad: Pad, kernel: int | list[int], stride: int = 1, dilation: int = 1) -> tuple[int, int]:
+    """Pixels (height, width) that a kernel takes from the map, beside what its stride does: 0, 0 for `same`."""
+    k = (kernel, kernel) if isinstance(kernel, int) else (kernel[0], kernel[1])
+    p = padding(pad, k, stride, dilation)
+    return (0, 0) if p is None else (dilation * (k[0] - 1) - 2 * p[0], dilation * (k[1] - 1) - 2 * p[1])
+
+
 class SamePadConv2d(nn.Conv2d):
     """Convolution with TensorFlow's SAME padding: more on the far side when the sum is odd."""
 
@@ -184,7 +192,7 @@ class ConvNorm(nn.Module):
     def deploy(self) -> nn.Module:
         if isinstance(self.norm, nn.BatchNorm2d):
             self.conv = fold(self.conv, self.norm)
-            self.norm = nn.Identity()
+            self.norm = nn.Identity().train(self.training)
         return self
 
 
@@ -263,6 +271,14 @@ def channel_shuffle(x: Tensor, groups: int = 2) -> Tensor:
     return x.view(b, groups, c // groups, h, w).transpose(1, 2).reshape(b, c, h, w)
 
 
+def crop(x: Tensor, height: int, width: int | None = None) -> Tensor:
+    """Take `height` pixels from the top and the bottom and `width` (default: as many) from both sides."""
+    width = height if width is None else width
+    if height == width == 0:
+        return x
+    return x[:, :, slice(height, -height or None), slice(width, -width or None)]
+
+
 # ---------------------------------------------------------------------------------------------- folding
 
 
@@ -272,11 +288,11 @@ def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     return with_weights(conv, kernel, bias)
 
 
-def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:
+def folded(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
     """Kernel and bias of a convolution with the norm behind it folded in, in float64."""
     kernel = conv.weight.detach().double()
     bias = torch.zeros_like(kernel[:, 0, 0, 0]) if conv.bias is None else conv.bias.detach().double()
-    if norm is None:
+    if not isinstance(norm, nn.BatchNorm2d):
         return kernel, bias
     scale, shift = affine(norm)
     return kernel * scale[:, None, None, None], bias * scale + shift
@@ -312,7 +328,7 @@ def with_weights(like: nn.Conv2d, kernel: Tensor, bias: Tensor) -> nn.Conv2d:
     dtype = like.weight.dtype
     new.weight = nn.Parameter(kernel.to(dtype))
     new.bias = nn.Parameter(bias.to(dtype))
-    return new
+    return new.train(like.training)
 
 
 def grow_kernel(kernel: Tensor, size: int) -> Tensor:
@@ -329,6 +345,83 @@ def identity_kernel(channels: int, groups: int, size: int, like: Tensor) -> Tens
         index = torch.arange(channels)
         kernel[index, index % per_group, size // 2, size // 2] = 1
     return kernel
+
+
+class RepConv(nn.Module):
+    """Parallel linear branches in training, one convolution on the device: B, in_ch, H, W -> B, out_ch, H/s, W/s.
+
+    The sum of `branches` convolutions, a 1x1 (`scale`: only where the kernel is larger) and the input itself
+    (`identity`: only where channels and stride allow it), each with its batch norm; then SE (`se`) and `act`.
+    Ding et al. 2021, arXiv:2101.03697; several convolutions and depthwise layers: arXiv:2206.04040.
+    """
+
+    def __init__(
+        self,
+        in_ch: int,
+        out_ch: int,
+        kernel: int = 3,
+        stride: int = 1,
+        *,
+        branches: int = 1,
+        scale: bool = True,
+        identity: bool = True,
+        pad: Pad = "same",
+        dilation: int = 1,
+        groups: int = 1,
+        se: dict[str, Any] | None = None,
+        act: str | None = "relu",
+        eps: float = 1e-5,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        positive(kernel=kernel, branches=branches)
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd, so that 1x1 and identity fall on its centre; read {kernel}")
+        if pad == "tf_same":
+            raise ValueError("pad tf_same moves the kernel's centre with the input size: the branches would not fold")
+        around = shrinkage(pad, kernel, stride, dilation)
+        if min(around) < 0:
+            raise ValueError(f"pad {pad} is more than `same`: scale and identity have no pixels there")
+        self.around = (around[0] // 2, around[1] // 2)  # the pixels that an unpadded kernel loses on each side
+        shared: dict[str, Any] = {"groups": groups, "act": None, "eps": eps, **dd}
+        self.convs = nn.ModuleList(
+            ConvNorm(in_ch, out_ch, kernel, stride, pad=pad, dilation=dilation, **shared) for _ in range(branches)
+        )
+        self.scale = ConvNorm(in_ch, out_ch, 1, stride, **shared) if scale and kernel > 1 else None
+        self.identity = nn.BatchNorm2d(in_ch, eps=eps, **dd) if identity and in_ch == out_ch and stride == 1 else None
+        self.se = squeeze_excite(se, out_ch, in_ch=in_ch, **dd)
+        self.act = _act(act)
+
+    def forward(self, x: Tensor) -> Tensor:  # B, in_ch, H, W
+        total = self.convs[0](x)  # B, out_ch, H/stride, W/stride
+        for conv in self.convs[1:]:
+            total = total + conv(x)
+        if self.scale is not None or self.identity is not None:
+            inner = crop(x, *self.around)
+            if self.scale is not None:
+                total = total + self.scale(inner)
+            if self.identity is not None:
+                total = total + self.identity(inner)
+        return self.act(self.se(total))
+
+    def deploy(self) -> nn.Module:
+        """One convolution that equals the sum of the branches, then SE and activation; folded in float64."""
+        branches = [m for m in (*self.convs, self.scale) if isinstance(m, ConvNorm)]
+        like = branches[0].conv
+        size = like.kernel_size[0]
+        kernel, bias = folded(like, branches[0].norm)
+        for branch in branches[1:]:
+            own_kernel, own_bias = folded(branch.conv, branch.norm)
+            kernel, bias = kernel + grow_kernel(own_kernel, size), bias + own_bias
+        if self.identity is not None:
+            gain, shift = affine(self.identity)
+            same = identity_kernel(like.out_channels, like.groups, size, kernel)
+            kernel, bias = kernel + same * gain[:, None, None, None], bias + shift
+        steps = {"conv": with_weights(like, kernel, bias), "se": self.se, "act": self.act}
+        kept = OrderedDict((name, step) for name, step in steps.items() if not isinstance(step, nn.Identity))
+        return nn.Sequential(kept).train(self.training)
 
 
 _DEPLOY_NAMES = ("deploy", "reparameterize", "switch_to_deploy", "convert_to_deploy", "fuse")
