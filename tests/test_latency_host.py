@@ -176,6 +176,31 @@ def test_the_worker_does_as_it_is_told_and_times_only_the_calls() -> None:
     ]
 
 
+def test_a_paced_worker_starts_no_call_before_the_next_frame() -> None:
+    clock, started, said = FakeClock(), [], []
+
+    def call(seconds: float) -> None:
+        started.append(clock.now)
+        clock.now += seconds
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    request = wire.Request("ort", 1, 0, 0, (wire.ModelFile("a", "", ()),) * 2, ((0, 1), (0, 1)), pace_s=1.0)
+    worker.run_rounds(
+        [lambda: call(0.25), lambda: call(1.5)],
+        request,
+        said.extend,
+        wall=clock,
+        cpu=clock,
+        kernel=lambda: None,
+        sleep=sleep,
+    )
+    # frames at 0 and 1; the second call overruns to 2.5 and the third starts at once, then the grid goes on from there
+    assert started == [0.0, 1.0, 2.5, 3.5]
+    assert [m.wall_s for m in said if isinstance(m, wire.Call)] == [0.25, 1.5, 0.25, 1.5]
+
+
 def test_the_garbage_collector_rests_during_rounds_only() -> None:
     import gc
 

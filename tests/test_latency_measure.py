@@ -142,6 +142,13 @@ def test_json_has_every_key_of_the_interface() -> None:
     assert a.conditions_before["now"] < a.conditions_after["now"]
 
 
+def test_the_pace_reaches_the_worker_and_the_record() -> None:
+    device = FakeDevice(TIMES)
+    a, *_ = run(device, Plan(pace_fps=25.0))
+    assert {r.pace_s for r in device.requests} == {0.04}
+    assert a.to_json()["pace_fps"] == 25.0
+
+
 # Budget ---------------------------------------------------------------------------------------------------------
 # A process costs 1 s and 0.073 s a round (0.003 + 0.010 + 0.020 + 0.040); 6 x 5 are 8.2 s, 5 x 2 are 5.7 s.
 
@@ -253,7 +260,8 @@ def test_an_unknown_device_or_runtime_lists_the_known() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"processes": 0}, {"rounds": 0}, {"threads": 0}, {"budget_s": 0.0}, {"max_processes": 2}]
+    "wrong",
+    [{"processes": 0}, {"rounds": 0}, {"threads": 0}, {"budget_s": 0.0}, {"pace_fps": 0.0}, {"max_processes": 2}],
 )
 def test_a_plan_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(BblabError, match=next(iter(wrong))):

@@ -190,6 +190,7 @@ class _Session:
                 wire.ModelFile(net.label, path, (1, *net.input)) for net, path in zip(self.nets, paths, strict=True)
             ),
             orders=tuple(map(tuple, orders)),
+            pace_s=1 / self.plan.pace_fps if self.plan.pace_fps else 0.0,
         )
         planned = max(self.plan.processes, number + 1)
         done_before = sum(len(r.speed) - 1 for r in self.results)
@@ -266,6 +267,7 @@ class _Session:
                 model_bytes=file.bytes,
                 conversion_rel_error=file.rel_error,
                 session=self.name,
+                pace_fps=self.plan.pace_fps,
                 conditions_before=self.before,
                 conditions_after=self.after,
                 notes=tuple(self.notes),

@@ -337,11 +337,11 @@ def ratio_between(a: Timing, b: Timing) -> Estimate:
 
 
 def _comparable(a: Timing, b: Timing) -> None:
-    for name in ("device", "runtime", "runtime_version", "precision", "threads"):
+    for name in ("device", "runtime", "runtime_version", "precision", "threads", "pace_fps"):
         if getattr(a, name) != getattr(b, name):
             raise BblabError(
                 f"{a.label} and {b.label} differ in {name}: {getattr(a, name)} and {getattr(b, name)}",
-                hint="a ranking belongs to one device, runtime, precision and number of threads",
+                hint="a ranking belongs to one device, runtime, precision, number of threads and pace",
             )
 
 

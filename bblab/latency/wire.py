@@ -15,7 +15,8 @@ round r, that of round `rounds` after the last. Lines may be written in a batch 
 
 The request is one JSON line on standard input: {"wire": 1, "runtime", "threads", "warmups", "seed",
 "models": [{"label", "path", "input": [1, 3, 255, 255]}], "orders": [[2, 0, 1], ...]}: one list of model places a
-round. The seed fills the inputs. A worker shuffles nothing itself: it does as it is told.
+round, and "pace_s", the least time from the start of one call to the start of the next (0: back to back), spent
+asleep and outside every time. The seed fills the inputs. A worker shuffles nothing itself: it does as it is told.
 
 Other lines (a library that prints) are foreign: they are kept for the error message and otherwise passed over. A
 tagged line that cannot be read is an error, never skipped: a lost sample is not a fast one.
@@ -101,6 +102,7 @@ class Request:
     seed: int
     models: tuple[ModelFile, ...]
     orders: tuple[tuple[int, ...], ...]
+    pace_s: float = 0.0  # least time from the start of a call to the start of the next
     wire: int = VERSION
 
     @property
@@ -174,7 +176,15 @@ def parse_request(line: str) -> Request:
             raise _broken(line, f"the request is of version {record['wire']}, this worker speaks version {VERSION}")
         models = tuple(ModelFile(m["label"], m["path"], tuple(m["input"])) for m in record["models"])
         orders = tuple(tuple(order) for order in record["orders"])
-        request = Request(record["runtime"], record["threads"], record["warmups"], record["seed"], models, orders)
+        request = Request(
+            record["runtime"],
+            record["threads"],
+            record["warmups"],
+            record["seed"],
+            models,
+            orders,
+            record["pace_s"],
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise _broken(line, f"not a request ({type(error).__name__}: {error})") from None
     if any(sorted(order) != list(range(len(models))) for order in orders):

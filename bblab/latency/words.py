@@ -18,7 +18,7 @@ _ESTIMATOR_WORDS = {
 def sentence(timing: Timing) -> str:
     """For example:
 
-    6.62 ms CPU (p10) · 0.183 x resnet18 [0.180, 0.187] · deploy, ORT 1.32, 1 thread, host ·
+    6.62 ms CPU (p10) · 0.183 x resnet18 [0.180, 0.187] · deploy, ORT 1.32 float32, 1 thread, host, 1x3x255x255 ·
     machine busy (wall/CPU 2.3): wall time not shown
     """
     parts = [time_words(timing), ratio_words(timing), how_words(timing), wall_words(timing)]
@@ -45,12 +45,14 @@ def ratio_words(timing: Timing) -> str:
 
 
 def how_words(timing: Timing) -> str:
+    """Everything that a number must name, the batch included."""
     version = ".".join(timing.runtime_version.split(".")[:2])
     runtime = f"{_RUNTIME_NAMES.get(timing.runtime, timing.runtime)} {version}"
-    precision = "" if timing.precision == "float32" else f" {timing.precision}"
+    pace = f", paced at {timing.pace_fps:g} fps" if timing.pace_fps else ""
     threads = "1 thread" if timing.threads == 1 else f"{timing.threads} threads"
     channels, height, width = timing.input
-    return f"{timing.form}, {runtime}{precision}, {threads}, {timing.device}, {channels}x{height}x{width}"
+    shape = f"1x{channels}x{height}x{width}"
+    return f"{timing.form}, {runtime} {timing.precision}, {threads}, {timing.device}, {shape}{pace}"
 
 
 def wall_words(timing: Timing) -> str:

@@ -52,6 +52,7 @@ def run_rounds(
     wall: Clock = time.perf_counter,
     cpu: Clock = time.process_time,
     kernel: Callable[[], object] = speedometer,
+    sleep: Callable[[float], object] = time.sleep,
 ) -> None:
     """Warm up, then the rounds. Messages leave after each round, when nothing is being timed."""
     for call in calls:
@@ -62,10 +63,14 @@ def run_rounds(
     say([wire.Ready(len(calls))])
     gc.collect()
     gc.disable()
+    due = wall()
     try:
         for number, order in enumerate(request.orders):
             spoken: list[wire.Message] = [wire.Speed(number, *timed(kernel, wall, cpu))]
             for model in order:
+                if request.pace_s:
+                    sleep(max(0.0, due - wall()))
+                    due = wall() + request.pace_s
                 spoken.append(wire.Call(number, model, *timed(calls[model], wall, cpu)))
             say(spoken)
         say([wire.Speed(request.rounds, *timed(kernel, wall, cpu)), wire.End(request.rounds)])
