@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from bblab import rooms
+from bblab import blocks, rooms
+from bblab.errors import BblabError
+from bblab.spec import BlockInfo, Row
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,6 +74,8 @@ class OpGraph:
     outputs: tuple[int, ...]
     ops: tuple[Op, ...]
     params: tuple[Weight, ...]
+    module_outputs: tuple[tuple[str, int, int], ...] = ()
+    """(module, tensor, number of ops done) for every submodule that returned one tensor, in order."""
 
     @property
     def output_shapes(self) -> tuple[Shape, ...]:
@@ -89,13 +93,14 @@ class OpGraph:
                     for o in self.ops
                 ],
                 [[w.name, w.shape, w.itemsize, int(w.is_learnable)] for w in self.params],
+                self.module_outputs,
             ],
             separators=(",", ":"),
         )
 
     @staticmethod
     def from_json(text: str) -> OpGraph:
-        tensors, roots, inputs, outputs, ops, params = json.loads(text)
+        tensors, roots, inputs, outputs, ops, params, modules = json.loads(text)
         return OpGraph(
             tuple(tuple(t) for t in tensors),
             tuple(roots),
@@ -103,6 +108,7 @@ class OpGraph:
             tuple(outputs),
             tuple(Op(n, la, tuple(i), tuple(o), tuple(p), a, bool(f & 1), bool(f & 2)) for n, la, i, o, p, a, f in ops),
             tuple(Weight(n, tuple(s), b, bool(le)) for n, s, b, le in params),
+            tuple((n, t, k) for n, t, k in modules),
         )
 
 
@@ -117,6 +123,7 @@ def _product(shape: Iterable[int]) -> int:
 
 # Positional names of the calls whose geometry is kept. From torch 2.13's documentation of each function.
 _SIGNATURES: dict[str, tuple[str, ...]] = {
+    "linear": ("input", "weight", "bias"),
     "conv1d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     "conv2d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     "conv3d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
@@ -156,9 +163,9 @@ _SIGNATURES: dict[str, tuple[str, ...]] = {
     "unbind": ("input", "dim"),
     "repeat": ("input", "repeats"),
     "repeat_interleave": ("input", "repeats", "dim"),
-    "einsum": ("equation",),
     "multi_head_attention_forward": ("query", "key", "value", "embed_dim", "num_heads"),
 }
+_PRODUCTS = {"matmul": 0, "mm": 0, "bmm": 0, "rmatmul": 1, "addmm": 1, "baddbmm": 1}
 _KEYWORDS = {
     "kernel_size": "kernel",
     "downscale_factor": "factor",
@@ -170,16 +177,13 @@ _KEYWORDS = {
 }
 _SKIP = {"input", "weight", "bias", "tensors", "query", "key", "value"}
 _ALIASES = {
-    "adaptive_avg_pool2d": "adaptive_avg_pool2d",
     "max_pool2d_with_indices": "max_pool2d",
     "_max_pool2d": "max_pool2d",
     "concat": "cat",
     "concatenate": "cat",
     "truediv": "div",
     "rsub": "sub",
-    "getitem": "getitem",
     "mH": "transpose",
-    "einsum": "einsum",
 }
 
 
@@ -202,6 +206,11 @@ def _attributes(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> di
     if name == "getitem":
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
         return {"index": [("tensor" if hasattr(i, "shape") else _plain(i)) for i in index]}
+    if name in _PRODUCTS:  # the length that is summed over: the last axis of the left factor
+        return {"contracted": args[_PRODUCTS[name]].shape[-1]}
+    if name == "einsum":
+        operands = args[1] if isinstance(args[1], (list, tuple)) else args[1:]
+        return {"equation": args[0], "shapes": [list(t.shape) for t in operands]}
     names = _SIGNATURES.get(name)
     if names is None:
         return {"sizes": _plain(args[1])} if name.startswith("adaptive") and len(args) > 1 else _adaptive(name, kwargs)
@@ -209,6 +218,9 @@ def _attributes(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> di
         args = [args[0], list(args[1:])]
     bound = dict(zip(names, args, strict=False))
     bound.update({_KEYWORDS.get(k, k): v for k, v in kwargs.items()})
+    if "weight" in names:
+        bound["weight_shape"] = list(bound["weight"].shape)
+        names = (*names, "weight_shape")
     return {k: _plain(v) for k, v in bound.items() if k not in _SKIP and k in names}
 
 
@@ -234,6 +246,7 @@ def record(module: nn.Module, inputs: Sequence[Tensor], *, as_list: bool = False
     weights: list[Weight] = []
     weight_ids: dict[int, int] = {}
     ops: list[Op] = []
+    returned: list[tuple[str, int, int]] = []
 
     for name, p in module.named_parameters():
         weight_ids[id(p)] = len(weights)
@@ -281,8 +294,8 @@ def record(module: nn.Module, inputs: Sequence[Tensor], *, as_list: bool = False
         if name in ("__get__", "__set__"):  # x.T, x.data, x.mT
             name = (resolve_name(func) or "").split(".")[-2]
         name = name.strip("_") if name.strip("_") else name
-        for prefix in ("i", "r"):  # __iadd__, __radd__
-            if name.startswith(prefix) and name[1:] in ("add", "sub", "mul", "div", "truediv", "matmul", "pow"):
+        for prefix in "ir":  # __iadd__, __radd__
+            if name.startswith(prefix) and name[1:] in ("add", "sub", "mul", "div", "truediv", "pow"):
                 name = name[1:]
         name = _ALIASES.get(name, name)
         sources, used = [], []
@@ -320,8 +333,10 @@ def record(module: nn.Module, inputs: Sequence[Tensor], *, as_list: bool = False
     def before(mod: nn.Module, _: Any) -> None:
         stack.append(names.get(id(mod), stack[-1]))
 
-    def after(mod: nn.Module, _: Any, __: Any) -> None:
+    def after(mod: nn.Module, _: Any, out: Any) -> None:
         stack.pop()
+        if id(out) in ids and names.get(id(mod)):
+            returned.append((names[id(mod)], ids[id(out)], len(ops)))
 
     handles = [torch.nn.modules.module.register_module_forward_pre_hook(before)]
     handles.append(torch.nn.modules.module.register_module_forward_hook(after, always_call=True))
@@ -336,7 +351,50 @@ def record(module: nn.Module, inputs: Sequence[Tensor], *, as_list: bool = False
     if not results:
         raise TypeError(f"forward returned {type(out).__name__}, expected a tensor or a list of tensors")
     outputs = tuple(ids[id(t)] if id(t) in ids else enter(t) for t in results)
-    return OpGraph(tuple(tensors), tuple(roots), tuple(sources), outputs, tuple(ops), tuple(weights))
+    return OpGraph(tuple(tensors), tuple(roots), tuple(sources), outputs, tuple(ops), tuple(weights), tuple(returned))
+
+
+def fold_norms(module: nn.Module, inputs: Sequence[Tensor], *, within: int = 0) -> nn.Module:
+    """Fold every batch norm into the convolution before it, in place, where the recorded ops prove it safe.
+
+    Safe: both layers run once, the convolution feeds the norm alone. `within`: how many leading parts of the two
+    layers' names must agree (so that a fold stays inside one block). For modules that do not fuse themselves.
+    """
+    from torch import nn
+
+    from bblab import blockkit
+
+    graph = record(module, inputs)
+    runs: dict[str, int] = {}
+    readers: dict[int, list[Op]] = {}
+    for op in graph.ops:
+        if op.name in ("conv2d", "batch_norm"):
+            runs[op.layer] = runs.get(op.layer, 0) + 1
+        for i in op.inputs:
+            readers.setdefault(i, []).append(op)
+    by_name = dict(module.named_modules())
+    for op in graph.ops:
+        behind = readers.get(op.outputs[0], [])
+        if op.name != "conv2d" or len(behind) != 1 or behind[0].name != "batch_norm" or op.outputs[0] in graph.outputs:
+            continue
+        first, second = op.layer, behind[0].layer
+        if first.split(".")[:within] != second.split(".")[:within] or runs[first] != 1 or runs[second] != 1:
+            continue
+        conv, norm = by_name.get(first), by_name.get(second)
+        if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
+            continue
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            continue
+        # timm's BatchNormAct2d carries the dropout and activation that follow the norm.
+        rest = [m for n, m in norm.named_children() if n in ("drop", "act")]
+        _put(module, first, blockkit.fold(conv, norm))
+        _put(module, second, nn.Sequential(*rest) if rest else nn.Identity())
+    return module
+
+
+def _put(module: nn.Module, path: str, new: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(module.get_submodule(parent), name, new)
 
 
 def record_anywhere(make: Callable[[str], nn.Module], shapes: Sequence[Shape], *, as_list: bool = False) -> OpGraph:
@@ -446,3 +504,57 @@ class Memory:
 
 MEMORY = Memory()
 
+
+# ---------------------------------------------------------------------------------------------- blocks of a spec
+
+Form = Literal["train", "deploy"]
+
+
+def block_graph(row: Row, info: BlockInfo, shapes: tuple[Shape, ...], form: Form) -> OpGraph:
+    """What a row's block does with maps of these shapes (channels, height, width), in one form.
+
+    Remembered by the block's code, its arguments and the shapes. Raises BblabError, in the words of the spec, when
+    the block refuses its arguments or fails on these shapes.
+    """
+    key = "|".join((recorder_version(), blocks.code_version(info), row.key, repr(shapes), form))
+    return MEMORY.graph(key, lambda: _record_block(row, info, shapes, form))
+
+
+def deploy_block(module: nn.Module, info: BlockInfo, shapes: tuple[Shape, ...], device: str) -> nn.Module:
+    """The fused copy of a block; a user's module also gets its batch norms folded."""
+    import torch
+
+    from bblab import blockkit
+
+    fused = blockkit.deploy(module)
+    if info.origin == "lab" and len(shapes) == 1:
+        fold_norms(fused, [torch.zeros((1, *shapes[0]), device=device)])
+    return fused
+
+
+def _record_block(row: Row, info: BlockInfo, shapes: tuple[Shape, ...], form: Form) -> OpGraph:
+    in_ch: int | tuple[int, ...] = shapes[0][0] if len(shapes) == 1 else tuple(s[0] for s in shapes)
+
+    def make(device: str) -> nn.Module:
+        from torch import nn
+
+        module = blocks.make(row, in_ch, info, device=device)
+        if not isinstance(module, nn.Module):
+            raise BblabError(f"{info.class_name} is no nn.Module", hint=f"let it inherit from nn.Module in {info.file}")
+        if form == "train":
+            return module.eval()
+        return deploy_block(module, info, shapes, device)
+
+    size = " and ".join("x".join(map(str, s)) for s in shapes)
+    try:
+        return record_anywhere(make, shapes, as_list=len(shapes) > 1)
+    except BblabError:
+        raise
+    except Exception as error:
+        said = str(error).strip().splitlines()
+        what = said[0] if said else type(error).__name__
+        if isinstance(error, NotImplementedError) and "forward" in what:
+            what = "it has no forward()"
+        name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        hint = "" if info.origin == "built-in" else f"the block is {info.class_name} in {info.file}"
+        raise BblabError(f"{row.kind} on a map of {size}: {name}{what}", hint=hint) from error

@@ -1,0 +1,431 @@
+"""What each output unit of a block sees of the block's input, followed through the recorded ops.
+
+Every tensor carries, for each input of the block, a window per axis, and the range of units that no padding has
+touched. Pools over the whole map and attention make a tensor global; they do not widen the windows, which follow
+convolutions and pools. An op that cannot be followed makes the window unknown and is named; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from bblab.analysis import window as win
+from bblab.analysis.window import SAME, Range, Window
+from bblab.ops import Op, OpGraph, Shape
+
+Pair = tuple[Window, Window]
+"""Windows along height and width."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What one tensor sees.
+
+    `axes`: which of its dimensions run along height and width; None for a tensor whose places have been pooled away
+    or flattened into a sequence. `grid`: the map's height and width, kept through a flattening so that the map is
+    recognised when it comes back.
+    """
+
+    windows: dict[int, Pair]
+    clean: tuple[Range, Range]
+    axes: tuple[int, int] | None
+    grid: tuple[int, int]
+    is_global: bool = False
+    unknown: str = ""
+
+
+class _Lost(Exception):
+    """The op's effect on places is not known."""
+
+
+def follow(graph: OpGraph) -> list[Sight]:
+    """The sight of each output of the graph."""
+    sights: dict[int, Sight] = {}
+    for number, index in enumerate(graph.inputs):
+        sights[index] = _fresh(graph.tensors[index], number)
+    for op in graph.ops:
+        given = [sights[i] for i in op.inputs if i in sights]
+        if not given:
+            continue
+        for index in op.outputs:
+            sights[index] = _step(op, graph, [(i, sights[i]) for i in op.inputs if i in sights], index)
+        if op.is_in_place:
+            sights[op.inputs[0]] = sights[op.outputs[0]]
+    lost = Sight({}, ((0, -1), (0, -1)), None, (1, 1), unknown="an output that does not depend on the input")
+    return [sights.get(i, lost) for i in graph.outputs]
+
+
+def _fresh(shape: Shape, number: int) -> Sight:
+    if len(shape) != 4:
+        return Sight({}, ((0, -1), (0, -1)), None, (1, 1), unknown="an input that is not a map")
+    h, w = shape[2:]
+    return Sight({number: (SAME, SAME)}, ((0, h - 1), (0, w - 1)), (2, 3), (h, w))
+
+
+def _step(op: Op, graph: OpGraph, given: Sequence[tuple[int, Sight]], index: int) -> Sight:
+    shape = graph.tensors[index]
+    unknown = next((s.unknown for _, s in given if s.unknown), "")
+    merged = _merge(given, op, shape, graph)
+    if unknown:
+        return replace(merged, unknown=unknown)
+    try:
+        rule = RULES.get(op.name)
+        if rule is not None:
+            return rule(op, graph, merged, shape)
+        if op.name in _POINTWISE or (op.name in _RESHAPING):
+            return _relocate(merged, graph.tensors[given[0][0]], shape) if op.name in _RESHAPING else merged
+        raise _Lost
+    except (_Lost, KeyError, IndexError, TypeError, ValueError):
+        where = f"{op.name} ({op.layer})" if op.layer else op.name
+        return replace(merged, unknown=where)
+
+
+def _merge(given: Sequence[tuple[int, Sight]], op: Op, shape: Shape, graph: OpGraph) -> Sight:
+    """One sight for all inputs: joined windows, the clean range common to all."""
+    maps = [(i, s) for i, s in given if s.axes is not None or s.windows]
+    if not maps:
+        first = given[0][1]
+        return replace(first, is_global=any(s.is_global for _, s in given))
+    placed = [(i, s) for i, s in maps if s.axes is not None] or maps
+    # A map met by a vector (a gate, a bias per channel) keeps its own places.
+    rank = max(len(graph.tensors[i]) for i, _ in placed)
+    lead = next(s for i, s in placed if len(graph.tensors[i]) == rank)
+    windows: dict[int, Pair] = {}
+    unknown = ""
+    for _, s in maps:
+        for number, pair in s.windows.items():
+            old = windows.get(number)
+            if old is None:
+                windows[number] = pair
+                continue
+            h, w = old[0].joined(pair[0]), old[1].joined(pair[1])
+            if h is None or w is None:
+                unknown = f"{op.name} of maps at different strides ({op.layer})"
+            else:
+                windows[number] = (h, w)
+    clean_h = (max(s.clean[0][0] for _, s in placed), min(s.clean[0][1] for _, s in placed))
+    clean_w = (max(s.clean[1][0] for _, s in placed), min(s.clean[1][1] for _, s in placed))
+    is_global = any(s.is_global for _, s in given)
+    return Sight(windows, (clean_h, clean_w), lead.axes, lead.grid, is_global, unknown)
+
+
+# ---------------------------------------------------------------------------------------------- moving windows
+
+
+def _moved(sight: Sight, h: Window, w: Window, grid: tuple[int, int], axes: tuple[int, int] | None = None) -> Sight:
+    """The sight after an op whose units see `h` and `w` of its input."""
+    windows = {n: (pair[0].after(h), pair[1].after(w)) for n, pair in sight.windows.items()}
+    clean = (h.clean(sight.clean[0], grid[0]), w.clean(sight.clean[1], grid[1]))
+    return replace(sight, windows=windows, clean=clean, grid=grid, axes=axes or sight.axes)
+
+
+def _gathered(sight: Sight) -> Sight:
+    """The sight of a value pooled over the whole map: no places any more, it knows everything."""
+    return Sight({}, ((0, 0), (0, 0)), None, (1, 1), is_global=True)
+
+
+def _two(value: object) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    assert isinstance(value, (list, tuple))
+    return (int(value[0]), int(value[0])) if len(value) == 1 else (int(value[0]), int(value[1]))
+
+
+def _on_map(sight: Sight, rank: int) -> bool:
+    """Whether the op's window runs over the map's places; False for a pooled vector. Lost when axes are elsewhere."""
+    if sight.axes is None:
+        if sight.is_global and not sight.windows:
+            return False
+        raise _Lost
+    if sight.axes != (rank - 2, rank - 1):
+        raise _Lost
+    return True
+
+
+def _conv2d(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
+    if not _on_map(sight, len(shape)):
+        return sight
+    kernel = op.attrs["weight_shape"][-2:]
+    return _slide(op, sight, shape, kernel)
+
+
+def _pool2d(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
+    if not _on_map(sight, len(shape)):
+        return sight
+    return _slide(op, sight, shape, op.attrs["kernel"])
+
+
+def _slide(op: Op, sight: Sight, shape: Shape, kernel: object) -> Sight:
+    k = _two(kernel)
+    given = op.attrs.get("stride")
+    s = _two(given) if given not in (None, []) else (k if op.name.endswith("pool2d") else (1, 1))
+    d = _two(op.attrs.get("dilation") or 1)
+    pad = op.attrs.get("padding", 0)
+    if pad == "same":
+        pad = [(k[0] - 1) * d[0] // 2, (k[1] - 1) * d[1] // 2]
+    p = (0, 0) if pad in ("valid", None) else _two(pad)
+    h, w = (win.sliding(k[a], s[a], p[a], d[a]) for a in (0, 1))
+    return _moved(sight, h, w, (shape[-2], shape[-1]))
+
+
+def _transposed(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
+    if not _on_map(sight, len(shape)):
+        return sight
+    k, s = _two(op.attrs["weight_shape"][-2:]), _two(op.attrs.get("stride") or 1)
+    p, d = _two(op.attrs.get("padding") or 0), _two(op.attrs.get("dilation") or 1)
+    h, w = (win.transposed(k[a], s[a], p[a], d[a]) for a in (0, 1))
+    if h is None or w is None:
+        raise _Lost
+    return _moved(sight, h, w, (shape[-2], shape[-1]))
+
+
+def _adaptive(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
+    if not _on_map(sight, len(shape)):
+        return sight
+    out, size = (shape[-2], shape[-1]), sight.grid
+    if out == (1, 1):
+        return _gathered(sight)
+    if size[0] % out[0] or size[1] % out[1]:
+        raise _Lost
+    steps = (size[0] // out[0], size[1] // out[1])
+    return _moved(sight, win.sliding(steps[0], steps[0]), win.sliding(steps[1], steps[1]), out)
+
+
+def _dims(value: object, rank: int) -> set[int]:
+    if value is None:
+        return set(range(rank))
+    numbers = [value] if isinstance(value, int) else list(value)  # type: ignore[call-overload]
+    return {int(n) % rank for n in numbers}
+
+
+def _reduce(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
+    """mean, max, ... over some dimensions; max(a, b) of two maps is elementwise."""
+    before = graph.tensors[op.inputs[0]]
+    if op.name in ("max", "min") and len(op.inputs) > 1:
+        return sight
+    if sight.axes is None:
+        return sight
+    gone = _dims(op.attrs.get("dim"), len(before))
+    if gone & set(sight.axes):
+        return _gathered(sight)
+    if op.attrs.get("keepdim"):
+        return sight
+    h, w = (a - sum(g < a for g in gone) for a in sight.axes)
+    return replace(sight, axes=(h, w))
+
+
+def _along(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
+    """softmax, normalize, cumsum, a norm over trailing dimensions: global when it runs along the map."""
+    rank = len(graph.tensors[op.inputs[0]])
+    if op.name == "layer_norm":
+        normalized = op.attrs.get("normalized_shape")
+        count = 1 if isinstance(normalized, int) else len(normalized)  # type: ignore[arg-type]
+        touched = set(range(rank - count, rank))
+    else:
+        touched = _dims(op.attrs.get("dim", 1), rank)
+    if sight.axes is None:
+        # A sequence: its last dimension is the channels, any other holds the places.
+        return sight if touched <= {rank - 1} and op.name != "softmax" else replace(sight, is_global=True)
+    return replace(sight, is_global=True) if touched & set(sight.axes) else sight
+
+
+def _whole_map_statistics(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
+    return replace(sight, is_global=True)
+
+
+def _linear(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
+    if sight.axes is not None and len(shape) - 1 in sight.axes:
+        return replace(sight, axes=None, is_global=True)
+    return sight
+
+
+def _product(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
+    """A product of two activations mixes places (attention); with a weight it is a linear layer."""
+    if len(op.inputs) == 1:
+        return _linear(op, graph, sight, shape)
+    return replace(sight, axes=None, is_global=True)
+
+
+def _cat(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
+    if sight.axes is None:
+        return sight
+    rank = len(graph.tensors[op.inputs[0]])
+    dim = int(op.attrs.get("dim") or 0) % (rank + (op.name == "stack"))
+    if op.name == "stack":
+        h, w = (a + (dim <= a) for a in sight.axes)
+        return replace(sight, axes=(h, w))
+    if dim in sight.axes:
+        raise _Lost
+    return sight
+
+
+def _pad(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
+    pads = op.attrs["pad"]
+    if sight.axes is None:
+        if any(pads):
+            raise _Lost
+        return sight
+    rank = len(shape)
+    moved = []
+    for axis in sight.axes:
+        at = 2 * (rank - 1 - axis)
+        moved.append(win.shifted(-pads[at] if at < len(pads) else 0))
+    return _moved(sight, moved[0], moved[1], (shape[sight.axes[0]], shape[sight.axes[1]]))
+
+
+def _resize(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
+    if not _on_map(sight, len(shape)):
+        return sight
+    mode = op.attrs.get("mode") or "nearest"
+    if mode not in ("nearest", "nearest-exact", "bilinear", "area") or op.attrs.get("align_corners"):
+        raise _Lost
+    made = []
+    for size, out in zip(sight.grid, shape[-2:], strict=True):
+        if size == out:
+            made.append(SAME)
+        elif out % size == 0:
+            made.append(win.upsampled(out // size, "nearest" if mode != "bilinear" else mode))
+        elif size % out == 0 and mode != "nearest-exact":
+            factor = size // out
+            made.append(win.sliding(factor, factor) if mode == "area" else win.downsampled(factor, mode))
+        else:
+            raise _Lost
+    return _moved(sight, made[0], made[1], (shape[-2], shape[-1]))
+
+
+def _pixel_shuffle(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
+    if not _on_map(sight, len(shape)):
+        raise _Lost
+    f = int(op.attrs["factor"])
+    step = win.upsampled(f) if op.name == "pixel_shuffle" else win.sliding(f, f)
+    return _moved(sight, step, step, (shape[-2], shape[-1]))
+
+
+def _getitem(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
+    """Slices and indexes: a slice along the map is a crop; along other dimensions the places stay."""
+    if sight.axes is None:
+        return sight
+    before = graph.tensors[op.inputs[0]]
+    index = list(op.attrs["index"])
+    if "..." in index:
+        at = index.index("...")
+        given = sum(i is not None for i in index) - 1
+        index[at : at + 1] = [["slice", None, None, None]] * (len(before) - given)
+    steps: dict[int, Window] = {}
+    new_axis: dict[int, int] = {}
+    old = new = 0
+    for item in index + [["slice", None, None, None]] * (len(before) - sum(i is not None for i in index)):
+        if item is None:
+            new += 1
+            continue
+        if isinstance(item, list) and item[:1] == ["slice"]:
+            start, _, by = item[1:]
+            first = 0 if start is None else (start if start >= 0 else before[old] + start)
+            steps[old] = win.shifted(first, by or 1)
+            new_axis[old] = new
+            new += 1
+        elif isinstance(item, int) and not isinstance(item, bool):
+            if old in sight.axes:
+                raise _Lost
+        elif old in sight.axes:
+            raise _Lost
+        else:
+            new_axis[old] = new
+            new += 1
+        old += 1
+    h, w = sight.axes
+    grid = (shape[new_axis[h]], shape[new_axis[w]])
+    return _moved(sight, steps[h], steps[w], grid, (new_axis[h], new_axis[w]))
+
+
+def _split(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
+    if sight.axes is None:
+        return sight
+    before = graph.tensors[op.inputs[0]]
+    dim = int(op.attrs.get("dim") or 0) % len(before)
+    if dim in sight.axes:
+        raise _Lost
+    if op.name in ("unbind", "select"):
+        h, w = (a - (dim < a) for a in sight.axes)
+        return replace(sight, axes=(h, w))
+    return sight
+
+
+def _permute(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
+    if sight.axes is None:
+        return sight
+    rank = len(shape)
+    order = list(range(rank))
+    if op.name == "permute":
+        order = [int(d) % rank for d in op.attrs["dims"]]
+    elif op.name in ("t", "T", "mT"):
+        order[-1], order[-2] = order[-2], order[-1]
+    else:
+        a, b = int(op.attrs["dim0"]) % rank, int(op.attrs["dim1"]) % rank
+        order[a], order[b] = order[b], order[a]
+    h, w = (order.index(a) for a in sight.axes)
+    return replace(sight, axes=(h, w))
+
+
+def _relocate(sight: Sight, before: Shape, shape: Shape) -> Sight:
+    """Where height and width are after a reshape: the dimensions with the same size and the same strides."""
+    if sight.axes is None:
+        if len(shape) == 4 and sight.windows and shape[2:] == sight.grid:
+            return replace(sight, axes=(2, 3))  # a sequence folded back into its map
+        return sight
+    found = []
+    for axis in sight.axes:
+        outer = math.prod(before[:axis])
+        places = [
+            d
+            for d in range(len(shape))
+            if shape[d] == before[axis] and math.prod(shape[:d]) == outer and d not in found
+        ]
+        if not places:
+            return replace(sight, axes=None)
+        found.append(places[-1] if before[axis] == 1 else places[0])
+    return replace(sight, axes=(found[0], found[1]))
+
+
+Rule = Callable[[Op, OpGraph, Sight, Shape], Sight]
+RULES: dict[str, Rule] = {
+    "conv2d": _conv2d,
+    "max_pool2d": _pool2d,
+    "avg_pool2d": _pool2d,
+    "lp_pool2d": _pool2d,
+    "conv_transpose2d": _transposed,
+    "adaptive_avg_pool2d": _adaptive,
+    "adaptive_max_pool2d": _adaptive,
+    "pad": _pad,
+    "interpolate": _resize,
+    "upsample": _resize,
+    "pixel_shuffle": _pixel_shuffle,
+    "pixel_unshuffle": _pixel_shuffle,
+    "getitem": _getitem,
+    "linear": _linear,
+    "scaled_dot_product_attention": _product,
+    "multi_head_attention_forward": _product,
+    "layer_norm": _along,
+    "group_norm": _whole_map_statistics,
+    "instance_norm": _whole_map_statistics,
+}
+RULES.update(dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min", "std", "var", "norm"), _reduce))
+RULES.update(dict.fromkeys(("softmax", "log_softmax", "normalize", "cumsum"), _along))
+RULES.update(dict.fromkeys(("matmul", "rmatmul", "mm", "bmm", "addmm", "baddbmm", "einsum"), _product))
+RULES.update(dict.fromkeys(("cat", "stack"), _cat))
+RULES.update(dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split", "unbind", "select"), _split))
+RULES.update(dict.fromkeys(("permute", "transpose", "swapaxes", "t", "T", "mT"), _permute))
+
+_RESHAPING = frozenset("view reshape flatten unflatten squeeze unsqueeze ravel view_as reshape_as".split())
+_POINTWISE = frozenset(
+    """
+    abs add addcmul addcdiv ceil celu clamp clamp_min clamp_max clip clone contiguous cos div dropout alpha_dropout
+    dropout2d elu eq erf exp expm1 feature_dropout floor ge gelu gt hardshrink hardsigmoid hardswish hardtanh le
+    leaky_relu log log1p log2 logsigmoid lt masked_fill maximum minimum mish mul ne neg nan_to_num pow prelu
+    reciprocal relu relu6 remainder round rrelu rsqrt selu sigmoid sign silu sin softplus softsign sqrt square sub tan
+    tanh tanhshrink threshold to type type_as float half double bfloat16 true_divide where lerp batch_norm detach data
+    alias expand expand_as channel_shuffle copy zeros_like ones_like rms_norm
+    """.split()
+)
