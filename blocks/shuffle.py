@@ -38,7 +38,7 @@ class Shuffle(nn.Module):
         super().__init__()
         _check_even(out_ch)
         shared: dict[str, Any] = {"pad": pad, "act": act, "eps": eps, "device": device, "dtype": dtype}
-        half = self.half = out_ch // 2
+        half = self.half_ch = out_ch // 2
         self.splits = stride == 1
         if self.splits:
             if in_ch != out_ch:
@@ -52,7 +52,7 @@ class Shuffle(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # B, in_ch, H, W
         # split, not chunk: a fixed size exports as one ONNX op, chunk as the arithmetic that finds the size
-        left, right = x.split(self.half, dim=1) if self.splits else (x, x)
+        left, right = x.split(self.half_ch, dim=1) if self.splits else (x, x)
         joined = torch.cat((self.shortcut(left), self.main(right)), dim=1)  # B, out_ch, H/stride, W/stride
         return channel_shuffle(joined)
 
