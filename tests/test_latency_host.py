@@ -74,6 +74,11 @@ def test_a_kill_midway_is_named() -> None:
     assert "out of memory" in failed.value.hint
 
 
+def test_a_crash_after_the_last_word_is_not_swallowed() -> None:
+    with pytest.raises(RunError, match="exited with code 7"):
+        messages(host(GOOD + "    sys.exit(7)\n"))
+
+
 def test_garbage_alone_is_a_failure_that_shows_it() -> None:
     with pytest.raises(RunError, match="before it had finished") as failed:
         messages(host("print('%PDF-1.4 garbage')"))
@@ -241,6 +246,29 @@ def test_the_real_worker_runs_a_runtime_that_prints() -> None:
     heard = list(fake_worker().run(FAKE_REQUEST, silence_s=20))
     assert heard[0] == wire.Hello("fake", "1", "float32", worker.SPEEDOMETER)
     assert [m.kind for m in heard[1:]] == ["ready", "speed", "call", "speed", "call", "speed", "end"]
+
+
+def test_what_a_library_prints_never_reaches_the_wire() -> None:
+    done = subprocess.run(
+        fake_worker()._command,
+        input=wire.encode_request(FAKE_REQUEST) + "\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "printed by a library" in done.stderr
+    assert all(line.startswith(wire.TAG) for line in done.stdout.splitlines())
+
+
+def test_a_child_that_escaped_cannot_hold_the_host(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    escaping = HANGING.format(path=str(file)).replace('600)"])', '600)"], start_new_session=True)')
+    stream = host(escaping).run(REQUEST, silence_s=20)
+    assert next(stream) == wire.Ready(1)
+    begin = time.monotonic()
+    stream.close()
+    os.kill(int(file.read_text()), 9)
+    assert time.monotonic() - begin < 10
 
 
 def test_the_worker_imports_no_torch() -> None:

@@ -113,8 +113,13 @@ class Host:
             raise RunError(f"the worker on {self.name} closed its output but did not exit; it was ended") from None
         finally:
             _end(process)
-            for pipe in (process.stdin, process.stdout, process.stderr):
-                with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            for reader, pipe in zip(readers, (process.stdout, process.stderr), strict=True):
+                # A child that left the group may hold the pipe open for ever, and closing would wait for the reader.
+                if reader.ident is not None:
+                    reader.join(1.0)
+                if not reader.is_alive():
                     pipe.close()
 
 
