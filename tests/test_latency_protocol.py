@@ -242,6 +242,14 @@ def test_the_speedometer_alone_can_show_drift() -> None:
     assert (drift.verdict, drift.series) == ("drift", "speedometer")
 
 
+def test_a_change_after_a_processs_last_round_is_told_as_the_next_ones_start() -> None:
+    # 6 x 5 rounds have 6 x 6 speedometer values; value 17 is the one after process 2's last round (from 0)
+    speed = chunks([v * (1.4 if i >= 17 else 1.0) for i, v in enumerate(noise(36, 6, sd=0.005))], 6)
+    drift = protocol.session_drift(speed, None)
+    assert drift is not None
+    assert (drift.process, drift.round) == (3, 0)
+
+
 def test_a_significant_but_tiny_step_is_none() -> None:
     values = [v * (1.04 if i >= 15 else 1.0) for i, v in enumerate(noise(30, 7, sd=0.002))]
     drift = protocol.session_drift(chunks(values, 5), None)

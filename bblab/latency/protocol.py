@@ -279,6 +279,8 @@ def session_drift(speedometer_cpu_s: Series, reference_cpu_s: Series | None) -> 
         size = abs(math.log(change.change_ratio)) if change.change_ratio > 0 else 0.0
         is_drift = change.p_value < DRIFT_P and size >= math.log1p(DRIFT_SIZE)
         process, round_ = _locate(series, change.at)
+        if name == "speedometer" and round_ == len(series[process]) - 1:  # taken after the process's last round
+            process, round_ = (process + 1, 0) if process + 1 < len(series) else (process, max(0, round_ - 1))
         found.append(Drift("drift" if is_drift else "none", change.p_value, name, process, round_, change.change_ratio))
     return max(found, key=lambda d: (d.verdict == "drift", abs(math.log(d.change_ratio or 1.0))), default=None)
 
