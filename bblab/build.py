@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Mapping
 from typing import Any
@@ -84,47 +83,63 @@ def to_deploy(module: nn.Module, spec: ArchSpec, kinds: Mapping[str, BlockInfo])
 
 
 def probe(spec: ArchSpec, batch: int, *, seed: int = 0, limit_px: int = 160) -> Tensor:
-    """A random input, no larger than needed to exercise every branch: the template size, or the spec's own input."""
+    """Random images with structure at every scale: B, C, H, W, no larger than needed to exercise every branch.
+
+    White noise would look the same everywhere to a deep unit, and batch norm would then amplify rounding; a sum of
+    blurred noises of different strength, as in photos, keeps units apart. The side is the template's, or the spec's.
+    """
     generator = torch.Generator().manual_seed(seed)
     c, h, w = spec.input
     side = spec.sizes_px.template
-    if h < side or w < side or spec.tracker is None:
+    if spec.tracker is None or h < side or w < side:
         h, w = min(h, limit_px), min(w, limit_px)
     else:
         h = w = side
-    return torch.randn(batch, c, h, w, generator=generator)
+    image = torch.zeros(batch, c, h, w)
+    scale = 1
+    while scale < max(h, w):
+        coarse = torch.randn(batch, c, -(-h // scale) + 1, -(-w // scale) + 1, generator=generator)
+        image += nn.functional.interpolate(coarse, size=(h, w), mode="bilinear") * scale**0.5
+        scale *= 2
+    image /= image.std()
+    return image * (0.5 + torch.rand(batch, 1, 1, 1, generator=generator))
 
 
 def calibrate(module: nn.Module, spec: ArchSpec, *, seed: int = 0, perturb: float = 0.0) -> None:
-    """Give every batch norm statistics that fit its input, by one forward pass in training mode.
+    """Give every batch norm the statistics of its own input, by one forward pass on random images.
 
-    `perturb` then scales running statistics, scales and shifts at random by up to that share (0.5 is +-50 %), so
-    that a wrong fold cannot hide behind norms that do nothing.
+    `perturb` moves each statistic, scale and shift at random by up to that share (0.5 is +-50 %), so that a wrong
+    fold cannot hide behind norms that do nothing. Each norm is moved before the next one is calibrated: the
+    activations stay of order 1, as in a trained net, and float32 rounding is not blown up layer by layer.
     """
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [n.momentum for n in norms]
     generator = torch.Generator().manual_seed(seed + 1)
-    for n in norms:
-        n.momentum = 1.0
+
+    def moved(like: Tensor) -> Tensor:
+        return 1 + perturb * (2 * torch.rand(like.shape, generator=generator) - 1)
+
+    def before(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
+        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        if norm.running_mean is None or norm.running_var is None or given[0].numel() == given[0].shape[1]:
+            return
+        others = [d for d in range(given[0].dim()) if d != 1]
+        var, mean = torch.var_mean(given[0], others, correction=0)
+        norm.running_mean.copy_(mean * moved(mean))
+        # A channel that random weights left constant would be scaled by 1/sqrt(eps): keep near the other channels.
+        norm.running_var.copy_(var.clamp_min(0.1 * float(var.mean()) + 1e-8) * moved(var))
+        if perturb and norm.affine:
+            norm.weight.data.mul_(moved(norm.weight))
+            # Shifts above 0 keep most units active. A random norm-ReLU net around 0 is chaotic: any rounding grows
+            # by 1.2 a layer (Yang et al. 2019, arXiv:1902.08129), which says nothing about the fold.
+            norm.bias.data.add_(moved(norm.bias))
+
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    handles = [n.register_forward_pre_hook(before) for n in norms]
     try:
         with torch.no_grad():
-            module.train()
-            with contextlib.suppress(ValueError):  # one value per channel: a pooled map has no batch statistics
-                module(probe(spec, 4, seed=seed))
+            module.eval()(probe(spec, 4, seed=seed))
     finally:
-        module.eval()
-        for n, momentum in zip(norms, momenta, strict=True):
-            n.momentum = momentum
-    if not perturb:
-        return
-    for n in norms:
-        for tensor in (n.running_mean, n.running_var, n.weight, n.bias):
-            if tensor is None:
-                continue
-            factor = 1 + perturb * (2 * torch.rand(tensor.shape, generator=generator) - 1)
-            tensor.data.mul_(factor)
-        if n.bias is not None:  # a fresh norm's shift is 0: scaling alone would leave it there
-            n.bias.data.add_(0.1 * torch.randn(n.bias.shape, generator=generator))
+        for handle in handles:
+            handle.remove()
 
 
 def deploy_difference(spec: ArchSpec, kinds: Mapping[str, BlockInfo], *, seed: int = 0) -> float:

@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bblab.blockkit import RepConv, deploy
 from bblab.blocks.classifier import Classifier
 from bblab.blocks.conv import Conv
 from bblab.blocks.dwsep import DepthSeparable
@@ -15,9 +18,6 @@ from bblab.blocks.pool import AvgPool, Crop, MaxPool
 from bblab.blocks.repvgg import RepVGG
 from bblab.blocks.resnet import Basic, Bottleneck
 from bblab.blocks.shuffle import Shuffle, ShuffleDown
-from torch import Tensor, nn
-
-from bblab.blockkit import RepConv, deploy
 
 SE = {"ratio": 0.25, "gate": "hsigmoid"}
 

@@ -116,6 +116,7 @@ class OpCost:
     layer: str
     out: Shape
     macs: int | None
+    params: int
     written: int
     traffic_bytes: int
     is_mac_op: bool
@@ -140,7 +141,9 @@ def op_costs(graph: OpGraph) -> list[OpCost]:
         read = sum(numel(graph.tensors[i]) for i in dict.fromkeys(op.inputs))
         weights = sum(graph.params[i].numel * graph.params[i].itemsize for i in op.params)
         traffic = (written + read) * ITEM_BYTES + weights
-        found.append(OpCost(op.name, op.layer, graph.tensors[op.outputs[0]], macs, written, traffic, rule is not None))
+        params = sum(graph.params[i].numel for i in op.params if graph.params[i].is_learnable)
+        shape = graph.tensors[op.outputs[0]]
+        found.append(OpCost(op.name, op.layer, shape, macs, params, written, traffic, rule is not None))
     return found
 
 

@@ -39,7 +39,7 @@ TRAINERS: dict[str, TrainerNeeds] = {
     # The pixel-wise correlation keeps the search map; its 8x8 template gives 64 channels.
     "nanotrack": TrainerNeeds(
         16, 8, 16, 16, 7, "pixelwise", None,
-        "pad every stride-2 convolution by half its kernel: defaults: {pad: same}", "SiamTrackers 248663f, configv1.yaml",
+        "pad every stride-2 convolution by half its kernel: defaults: {pad: same}", "SiamTrackers 248663f, configs",
     ),
 }  # fmt: skip
 

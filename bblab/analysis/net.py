@@ -466,7 +466,7 @@ def upto(graph: OpGraph, point: library.Cut) -> OpGraph:
 
 def _library_cost(spec: ArchSpec, form: Form, given: Shape) -> NetCost:
     """The cost of another library's net; its stages are named by their strides (s2, s4, ...)."""
-    whole = library.graph_of(spec, form, given[1:])
+    whole = library.graph_of(spec, form, (given[1], given[2]))
     end = library.cut_point(whole, spec)
     maps: list[MapCost] = []
     before = _NOTHING

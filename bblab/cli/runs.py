@@ -1,0 +1,74 @@
+"""bblab runs: what the lab's notebook holds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from bblab.cli import common
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: bblab runs --kind timing --name mobileone_k5_se")(runs)
+
+
+def runs(
+    kind: Annotated[str | None, typer.Option("--kind", help="profile, timing, conditions ...")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The spec's name.")] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="DATE", help="2026-11-22, or with a time, UTC.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many, newest first.")] = 30,
+    json: common.JsonOption = None,
+    lab: common.LabOption = None,
+) -> None:
+    """List stored runs, newest first."""
+    opened = common.open_lab(lab)
+    with opened.notebook(read_only=True) as store:
+        found = store.runs(kind=kind, name=name, since=since, limit=limit)
+    if json:
+        common.write_json(json, [as_row(r) for r in found])
+    if json != "-":
+        from bblab.cli import tables
+
+        out = common.console()
+        drawn = tables.plain(
+            [("id", "right"), ("when (UTC)", "left"), ("kind", "left"), ("spec", "left"), ("", "left")]
+        )
+        for r in found:
+            drawn.add_row(str(r.id), r.created_utc[:16].replace("T", " "), r.kind, r.name, headline(r))
+        if found:
+            out.print(drawn)
+        last = f"{len(found)} runs in {common.short(opened.store_path)}"
+        after = f" · next: bblab show {found[0].id}" if found else " · next: bblab profile mobileone_s0"
+        out.print(last + after, style="dim", markup=False, soft_wrap=True)
+    for notice in opened.notices:
+        common.warn(notice)
+
+
+def headline(run: Any) -> str:
+    """The one figure that a person looks for in a run."""
+    r, i = run.result, run.inputs
+    if run.kind == "timing" and r.get("cpu_p10_s"):
+        size = common.shape(i.get("input") or [])
+        how = f"{i.get('form')}, {i.get('runtime')}, {i.get('threads')} thread, {i.get('device')}, {size}"
+        ratio = "" if r.get("ratio") is None else f" = {common.digits(r['ratio'])} × {i.get('reference')}"
+        return f"{common.milliseconds(r['cpu_p10_s'])} CPU{ratio} ({how})"
+    if run.kind == "profile" and "forms" in r:
+        deploy = r["forms"]["deploy"]
+        return f"{common.si(deploy['params'])} params, {common.si(deploy['macs'])} MACs (deploy)"
+    return ""
+
+
+def as_row(run: Any) -> dict[str, Any]:
+    return {
+        "id": run.id,
+        "created_utc": run.created_utc,
+        "kind": run.kind,
+        "spec_id": run.spec_id,
+        "name": run.name,
+        "code_version": run.code_version,
+        "inputs": run.inputs,
+        "result": run.result,
+    }

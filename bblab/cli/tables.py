@@ -1,0 +1,47 @@
+"""Tables on the terminal: a report's Page, the layers of a net."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from bblab import reports
+from bblab.cli.common import shape, si
+
+
+def rich_table(table: reports.Table) -> Table:
+    """A report's table for the terminal."""
+    drawn = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for c in table.columns:
+        title = f"{c.title}\n[dim]{c.unit}[/]" if c.unit else c.title
+        drawn.add_column(title, justify=c.align, no_wrap=c.align == "left", vertical="bottom")
+    for row in table.cells:
+        drawn.add_row(*[Text(cell) for cell in row])
+    return drawn
+
+
+def plain(columns: list[tuple[str, str]]) -> Table:
+    """An empty table: (title, "left" or "right") for each column."""
+    drawn = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for title, side in columns:
+        drawn.add_column(title, justify=side, overflow="fold")  # type: ignore[arg-type]
+    return drawn
+
+
+def layers_table(row: Mapping[str, Any]) -> Table:
+    """Every operation: where, what, its output and cost."""
+    drawn = plain(
+        [("form", "left"), ("block", "left"), ("layer", "left"), ("op", "left"), ("output", "right"),
+         ("parameters", "right"), ("MACs", "right"), ("elements", "right")]
+    )  # fmt: skip
+    drawn.title = row["name"]
+    for layer in row["layers"]:
+        macs = "not counted" if layer["macs"] is None else (si(layer["macs"]) if layer["macs"] else "")
+        drawn.add_row(
+            layer["form"], layer["block"], layer["layer"], layer["op"], shape(layer["out"]),
+            si(layer["params"]) if layer["params"] else "", macs, si(layer["elements_written"]),
+        )  # fmt: skip
+    return drawn

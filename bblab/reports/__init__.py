@@ -1,0 +1,106 @@
+"""Reports: pure functions from stored rows to a `Page`; drawing is apart. Finds the report files of the rooms.
+
+A report is a file in `reports/` with one function under `@report("name")`. It takes profiles (or other rows) as the
+plain data of `--json` and returns a Page; the command line, notebooks and files draw the same Page.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import importlib.util
+import io
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from bblab.catalogue import Catalogue
+from bblab.errors import BblabError
+from bblab.rooms import Rooms, room
+
+# In a checkout the report files lie in the room; in a wheel they lie beside this file.
+__path__ = [str(Path(__file__).parent), str(room("reports"))]
+
+Cell = str | int | float | None
+Align = Literal["left", "right"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A table's column. `unit` is printed under the title; `key` names it in CSV."""
+
+    title: str
+    key: str
+    unit: str = ""
+    align: Align = "right"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of cells as a person reads them, and the same rows as raw values for CSV."""
+
+    columns: tuple[Column, ...]
+    cells: tuple[tuple[str, ...], ...]
+    values: tuple[tuple[Cell, ...], ...]
+
+    def to_csv(self) -> str:
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow([c.key for c in self.columns])
+        writer.writerows(self.values)
+        return out.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a report says: a title, a table, and notes under it."""
+
+    title: str
+    table: Table
+    notes: tuple[str, ...] = field(default=())
+
+
+Report = Callable[[Sequence[Mapping[str, Any]]], Page]
+REPORTS: Catalogue[Report] = Catalogue("report")
+report = REPORTS
+
+
+def find(name: str, rooms: Rooms) -> Report:
+    """The report of this name, from the built-in room or the lab's. Raises BblabError listing the near ones."""
+    load_all(rooms)
+    return REPORTS[name]
+
+
+def load_all(rooms: Rooms) -> list[str]:
+    """Import every report file; the names they registered."""
+    for origin, folder in rooms.folders("reports"):
+        for path in sorted(folder.glob("*.py")):
+            if path.name.startswith(("_", ".")):
+                continue
+            if origin == "built-in":
+                importlib.import_module(f"bblab.reports.{path.stem}")
+            else:
+                _load_file(path)
+    return list(REPORTS)
+
+
+def _load_file(path: Path) -> None:
+    name = f"bblab_lab_reports_{abs(hash(str(path.resolve())))}_{path.stem}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BblabError:
+        del sys.modules[name]
+        raise
+    except Exception as error:
+        del sys.modules[name]
+        raise BblabError(
+            f"{path}: cannot be imported: {type(error).__name__}: {error}", hint="mend the file"
+        ) from error
