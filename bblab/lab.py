@@ -366,7 +366,8 @@ class Lab:
     def _difference_key(self, spec: ArchSpec) -> str:
         used = {row.kind for stage in spec.stages for row in stage.rows}
         code = "".join(self._versions.get(kind, "") for kind in sorted(used))
-        return "|".join(("deploy-difference", ops.recorder_version(), code, spec.spec_id))
+        measuring = hashlib.sha256((Path(bblab.__file__).parent / "build.py").read_bytes()).hexdigest()[:12]
+        return "|".join(("deploy-difference", measuring, ops.recorder_version(), code, spec.spec_id))
 
     def _remembered_difference(self, spec: ArchSpec) -> float | None:
         text = ops.MEMORY.text(self._difference_key(spec))

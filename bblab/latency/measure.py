@@ -1,4 +1,4 @@
-"""Measure: candidates and a reference in, timings out, by the protocol of LATENCY.md.
+"""Measure: candidates and a reference in, timings out, by the protocol of `protocol.py`.
 
     convert (or remember) every model -> conditions -> worker processes, one after another -> conditions -> timings
 

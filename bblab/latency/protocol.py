@@ -1,6 +1,6 @@
 """How to measure, as pure functions: the order of calls, estimates, intervals, drift, ties.
 
-Reads no clock and no file. The numbers and the reasons are LATENCY.md's: on a 2-core machine under load, the p10
+Reads no clock and no file. Where the numbers come from: on a 2-core machine under load, the p10
 of CPU time as a ratio to a reference that runs in the same shuffled rounds spread 1.4 % between repetitions, the
 wall median of one net run alone 53 %. Kernel of the drift test: CUSUM with permutation (Taylor 2000, "Change-point
 analysis"). Intervals: cluster bootstrap, processes first, then rounds within (Davison and Hinkley 1997, section 3.8).

@@ -50,7 +50,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much to measure. The defaults are LATENCY.md's: 6 processes of 5 rounds, 5 warm-ups.
+    """How much to measure. The defaults: 6 processes of 5 rounds, 5 warm-ups.
 
     `budget_s` bounds the measuring (conversion is not counted): fewer rounds, then fewer processes, never below
     5 processes x 2 rounds unless even those would take three times the budget. `max_processes` above `processes`
@@ -254,7 +254,7 @@ class Timing:
     # For machines -------------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
-        """The keys of LATENCY.md's interface (without the store's ids), then extras.
+        """The keys of a `latency` element of `--json` (without the store's ids), then extras.
 
         `wall_p50_s` and `wall_p90_s` are null where the machine was busy; what was measured all the same stands
         under `measured_wall_*`, and in `raw()`.
