@@ -155,7 +155,7 @@ def _net(spec: ArchSpec, kinds: Mapping[str, BlockInfo], form: Form, device: str
             self.body = body
 
         def forward(self, x: Any) -> Any:
-            for stage in self.body.stages.values():  # type: ignore[operator, union-attr]
+            for stage in self.body.stages.values():  # type: ignore[operator]
                 x = stage(x)
             return x if self.body.head is None else self.body.head(x)  # type: ignore[operator]
 
@@ -259,7 +259,7 @@ def _fvcore_gaps(net: nn.Module, graph: OpGraph) -> list[Gap]:
             words = op.name.replace("_", " ")
             gaps.append(Gap(f"{words} counted, {each} an element", op.name, each * _read(op, graph)))
         elif op.name == "adaptive_avg_pool2d":
-            gaps.append(Gap("adaptive average pooling counted, 1 an input element", op.name, _read(op, graph)))
+            gaps.append(Gap("adaptive pooling counted, 1 an input element", op.name, _read(op, graph)))
         elif op.name in ("interpolate", "upsample") and len(graph.tensors[op.outputs[0]]) == 4:
             mode = op.attrs.get("mode") or "nearest"
             each = _FVCORE_UPSAMPLES.get(mode, 0)
@@ -302,7 +302,7 @@ def _thop_gaps(net: nn.Module, graph: OpGraph) -> list[Gap]:
     for name, (macs, params) in unseen.items():
         kind = type(modules[name])
         words = f"{kind.__module__.partition('.')[0]}'s {kind.__name__}"
-        gaps.append(Gap(f"{words} not seen: only torch.nn's own types are", kind.__name__, macs, params))
+        gaps.append(Gap(f"{words} overlooked: no exact torch.nn type", kind.__name__, macs, params))
     return gaps
 
 
@@ -324,7 +324,7 @@ def _thop_extra(hook: str, op: Op, layer: nn.Module, graph: OpGraph) -> Iterator
     elif hook == "count_adap_avgpool":
         sides = zip(graph.tensors[op.inputs[0]][2:], graph.tensors[op.outputs[0]][2:], strict=True)
         window = math.prod(i / o for i, o in sides)
-        why = f"adaptive average pooling counted, {window + 1:g} an output element"
+        why = f"adaptive pooling counted, {window + 1:g} an output element"
         yield Gap(why, kind, int((window + 1) * written))
     elif hook == "count_upsample":
         mode = str(getattr(layer, "mode", ""))
