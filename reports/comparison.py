@@ -10,18 +10,20 @@ from bblab.reports import Cell, Column, Page, Table, report
 
 COLUMNS = (
     Column("spec", "name", align="left"),
-    Column("params", "params_backbone", "M, deploy"),
-    Column("MACs", "macs_search", "M, search"),
-    Column("elementwise", "elementwise_ops_backbone", "M, at input"),
+    Column("params", "params_backbone", "M"),
+    Column("MACs", "macs_search", "M"),
+    Column("elem.", "elementwise_ops_backbone", "M"),
     Column("RF", "receptive_field", "px"),
-    Column("RF/z", "rf_over_template", "of template"),
-    Column("stride", "stride"),
-    Column("z map", "template_map", "template px"),
-    Column("x map", "search_map", "search px"),
-    Column("score", "xcorr_map", "plain"),
-    Column("× ref", "latency_ratio", "95 % interval"),
-    Column("CPU", "cpu_p10_s", "ms, p10"),
-    Column("findings", "findings", "✗ ▲ ·"),
+    Column("RF/z", "rf_over_template"),
+    Column("", "stride"),
+    Column("template", "template_map", "px→map"),
+    Column("search", "search_map", "px→map"),
+    Column("", "xcorr_map"),
+    Column("latency", "latency_ratio", "× reference, 95 %"),
+    Column("", "latency_ratio_low"),
+    Column("", "latency_ratio_high"),
+    Column("CPU", "cpu_p10_s", "ms"),
+    Column("broken", "findings", "✗ ▲ ·"),
 )
 
 
@@ -66,6 +68,7 @@ def _row(row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Cell, ...]]:
     else:
         interval = cpu_ms = "–"
     score = tracker["xcorr_map"] if tracker else None
+    low, high = (timing["ratio_low"], timing["ratio_high"]) if timing else (None, None)
     cells = (
         row["name"],
         _millions(deploy["params_backbone"]),
@@ -73,11 +76,13 @@ def _row(row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Cell, ...]]:
         _millions(deploy["elementwise_ops_backbone"]),
         "–" if rf is None else f"{rf}{glob}",
         "–" if ratio is None else f"{ratio:.2f}",
-        "–" if row["stride"] is None else f"{row['stride']:g}",
+        "",
         side("template"),
         side("search"),
-        "×".join(map(str, score)) if score else "–",
+        "",
         interval,
+        "",
+        "",
         cpu_ms,
         " ".join(map(str, counts)),
     )
@@ -93,6 +98,8 @@ def _row(row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Cell, ...]]:
         tracker["search"]["map"][1] if tracker else None,
         score[0] if score else None,
         timing["ratio"] if timing else None,
+        low,
+        high,
         timing["cpu_p10_s"] if timing else None,
         " ".join(map(str, counts)),
     )
@@ -104,7 +111,7 @@ def _millions(value: float) -> str:
 
 
 def _notes(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    notes = []
+    notes = ["deploy form as far as the last tap; MACs at search size, elements written elementwise at the input size"]
     sizes = {r["tracker"]["search"]["size"] for r in rows if r["tracker"]}
     if len(sizes) > 1:
         notes.append(
@@ -119,7 +126,7 @@ def _notes(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     if timings:
         t = timings[0]
         notes.append(
-            f"× ref: deploy form against {t['reference']} at the same size; {t['device']}, {t['runtime']} "
+            f"latency against {t['reference']}, deploy form, at the same size; {t['device']}, {t['runtime']} "
             f"{t['runtime_version']}, {t['precision']}, {t['threads']} thread, batch 1"
         )
         ties = _ties(timings)

@@ -92,7 +92,7 @@ def _draw(profiles: Sequence[Profile], rows: list[dict[str, Any]], page: Page) -
     if len(profiles) == 1:
         card.draw(profiles[0], out)
     else:
-        out.print(tables.rich_table(page.table))
+        tables.print_whole(tables.rich_table(page.table), out)
         for note in page.notes:
             out.print(note, style="dim", markup=False)
         out.print()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -13,14 +14,25 @@ from bblab.cli.common import shape, si
 
 
 def rich_table(table: reports.Table) -> Table:
-    """A report's table for the terminal."""
-    drawn = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for c in table.columns:
-        title = f"{c.title}\n[dim]{c.unit}[/]" if c.unit else c.title
-        drawn.add_column(title, justify=c.align, no_wrap=c.align == "left", vertical="bottom")
+    """A report's table for the terminal: the columns that have a title."""
+    drawn = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    shown = [i for i, c in enumerate(table.columns) if c.title]
+    for i in shown:
+        c = table.columns[i]
+        title = Text(c.title)
+        if c.unit:
+            title.append(f"\n{c.unit}", style="dim not bold")
+        drawn.add_column(title, justify=c.align, no_wrap=True, vertical="bottom")
     for row in table.cells:
-        drawn.add_row(*[Text(cell) for cell in row])
+        drawn.add_row(*[Text(row[i]) for i in shown])
     return drawn
+
+
+def print_whole(drawn: Table, out: Console) -> None:
+    """Print a table without cutting cells off, also where it is wider than the terminal."""
+    wanted = drawn.__rich_measure__(out, out.options.update(max_width=1000)).maximum
+    out.width = max(out.width, wanted)
+    out.print(drawn, crop=False)
 
 
 def plain(columns: list[tuple[str, str]]) -> Table:

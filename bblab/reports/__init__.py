@@ -29,7 +29,7 @@ Align = Literal["left", "right"]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A table's column. `unit` is printed under the title; `key` names it in CSV."""
+    """A table's column. `unit` is printed under the title; `key` names it in CSV. No title: in CSV only."""
 
     title: str
     key: str
