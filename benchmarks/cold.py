@@ -1,0 +1,87 @@
+"""How long a spec takes that was never seen: nothing remembered, torch already imported, one form, one size.
+
+    uv run python benchmarks/cold.py [SPEC...]
+
+bblab: `Analyst.cost`, deploy form, at the spec's own input, with an empty cache folder. The peer: the same spec built
+by bblab (no calibration), fused, and counted by fvcore's FlopCountAnalysis. Both start from a spec and end with
+figures; both run on one thread, in turn, medians of CPU time. Bar: at least twice as fast on the worst spec.
+"""
+
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import machine
+import torch
+from fvcore.nn import FlopCountAnalysis
+
+from bblab import blocks, build, ops, spec
+from bblab.analysis.net import Analyst
+from bblab.rooms import Rooms
+from bblab.spec import ArchSpec, BlockInfo
+
+NUM_TURNS = 3
+BAR_RATIO = 2.0
+
+
+def main(names: list[str]) -> int:
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    print(machine.describe("torch", "fvcore"))
+    with tempfile.TemporaryDirectory() as folder:
+        rooms = Rooms(Path(folder))
+        kinds = blocks.infos(rooms)
+        specs = [spec.resolve(n, rooms, kinds) for n in names or sorted(rooms.files("arch_specs", ".yaml"))]
+        ours_cold(specs[0], kinds, folder)  # imports and first calls of torch on meta and of its tracer
+        peer(specs[0], kinds)
+        print(f"{'ms of CPU time':<20}{'bblab':>9}{'fvcore':>9}{'build':>9}{'ratio':>8}{'ratio, fvcore alone':>21}")
+        ratios = {}
+        for one in specs:
+            ours, counts, builds = [], [], []
+            for _ in range(NUM_TURNS):
+                ours.append(ours_cold(one, kinds, folder))
+                build_s, count_s = peer(one, kinds)
+                builds.append(build_s)
+                counts.append(count_s)
+            mine, count, built = (statistics.median(values) for values in (ours, counts, builds))
+            ratios[one.name] = (count + built) / mine
+            print(
+                f"{one.name:<20}{1e3 * mine:9.0f}{1e3 * count:9.0f}{1e3 * built:9.0f}{ratios[one.name]:8.1f}"
+                f"{count / mine:21.1f}",
+                flush=True,
+            )
+        worst = min(ratios, key=lambda name: ratios[name])
+        text = f"{ratios[worst]:.1f} times as fast as fvcore on the worst spec ({worst}) >= {BAR_RATIO}"
+        return machine.judge({text: ratios[worst] >= BAR_RATIO})
+
+
+def timed(run: Callable[[], object]) -> float:
+    began = time.process_time()
+    run()
+    return time.process_time() - began
+
+
+def ours_cold(one: ArchSpec, kinds: Mapping[str, BlockInfo], folder: str) -> float:
+    os.environ["BBLAB_CACHE"] = tempfile.mkdtemp(dir=folder)
+    ops.MEMORY.forget()
+    return timed(lambda: Analyst(kinds).cost(one, "deploy"))
+
+
+def peer(one: ArchSpec, kinds: Mapping[str, BlockInfo]) -> tuple[float, float]:
+    """CPU seconds to build and fuse the net, and to count it."""
+    began = time.process_time()
+    net = build.to_deploy(build.Backbone(one, kinds), one, kinds)
+    built_s = time.process_time() - began
+    with torch.no_grad():
+        return built_s, timed(lambda: FlopCountAnalysis(net, (torch.zeros(1, *one.input),)).total())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
