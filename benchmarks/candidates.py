@@ -37,7 +37,7 @@ BAR_PER_S = 10_000
 BAR_RATIO = 1_000
 
 SE = {"ratio": 0.25, "gate": "hsigmoid"}
-WIDTHS = {  # a small set for every stage
+WIDTHS: dict[str, dict[str, tuple[int, ...]]] = {  # a small set for every stage
     "mobileone_k5_se": {"stem": (32, 48, 64), "s4": (48, 64), "s8": (96, 128, 160), "s16": (192, 256, 320)},
     "mobilenetv3_small": {"stage2": (16, 24, 32), "stage3": (40, 48, 64)},
 }

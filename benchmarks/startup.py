@@ -3,9 +3,9 @@
     uv run python benchmarks/startup.py
 
 `bblab profile mobileone_s0 --no-latency`, run once before, against a Python process that imports torch, timm and
-fvcore, builds timm's mobileone_s0 and counts it. `bblab --help` against `python -c "import typer, rich"`. Wall time of
-whole processes in turn (A B A B ...), medians; CPU time beside it, which other work on the machine disturbs less. Bars: below 1/10 of the peer; below twice the imports; and the profile
-of a known spec never imports torch.
+fvcore, builds timm's mobileone_s0 and counts it. `bblab --help` against `python -c "import typer, rich"`. Wall time
+of whole processes in turn (A B A B ...), medians; CPU time beside it, which other work on the machine disturbs less.
+Bars: below 1/10 of the peer; below twice the imports; and the profile of a known spec never imports torch.
 """
 
 import os
