@@ -19,6 +19,7 @@ class Classifier(nn.Module):
     side: height and width of the map that the first linear layer sees.
     hidden: width of a hidden linear layer, or a list of widths; null for none.
     hidden_act: activation after each hidden layer.
+    hidden_dropout: share of the values dropped before each hidden layer while training (AlexNet).
     dropout: share of the values dropped before the last layer while training.
     """
 
@@ -31,6 +32,7 @@ class Classifier(nn.Module):
         side: int = 1,
         hidden: int | list[int] | None = None,
         hidden_act: str | None = "relu",
+        hidden_dropout: float = 0.0,
         dropout: float = 0.0,
         device: Any = None,
         dtype: Any = None,
@@ -39,8 +41,9 @@ class Classifier(nn.Module):
         dd = {"device": device, "dtype": dtype}
         if pool not in ("avg", "max", "none"):
             raise ValueError(f"pool must be avg, max or none, read {pool!r}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be from 0 to below 1, read {dropout}")
+        for name, share in (("hidden_dropout", hidden_dropout), ("dropout", dropout)):
+            if not 0 <= share < 1:
+                raise ValueError(f"{name} must be from 0 to below 1, read {share}")
         widths = [] if hidden is None else [hidden] if isinstance(hidden, int) else list(hidden)
         for width in widths:
             positive(hidden=width)
@@ -50,6 +53,8 @@ class Classifier(nn.Module):
         features = in_ch * side * side
         layers: list[nn.Module] = []
         for width in widths:
+            if hidden_dropout:
+                layers.append(nn.Dropout(hidden_dropout))
             layers += [nn.Linear(features, width, **dd), activation(hidden_act)]
             features = width
         self.hidden = nn.Sequential(*layers)

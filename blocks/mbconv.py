@@ -26,6 +26,7 @@ class MBConv(nn.Module):
     dilation: distance between the depthwise kernel's taps.
     pad: padding rule of the depthwise convolution.
     residual: add the input, where channels and stride allow it.
+    bias: keep a bias in each convolution beside its norm (FBNet).
     eps: the norms' epsilon.
     """
 
@@ -46,12 +47,14 @@ class MBConv(nn.Module):
         dilation: int = 1,
         pad: str | int | list[int] = "same",
         residual: bool = True,
+        bias: bool = False,
         eps: float = 1e-5,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
+        shared: dict[str, Any] = {"bias": bias, "eps": eps, **dd}
         if width is None:
             if expand <= 0:
                 raise ValueError(f"expand must be above 0, read {expand}")
@@ -67,7 +70,7 @@ class MBConv(nn.Module):
         is_gated_first = se is not None and se_position == "before_act"
 
         has_expand = width != in_ch if expand_conv is None else expand_conv
-        self.expand = ConvNorm(in_ch, width, 1, act=act, eps=eps, **dd) if has_expand else nn.Identity()
+        self.expand = ConvNorm(in_ch, width, 1, act=act, **shared) if has_expand else nn.Identity()
         self.depth = ConvNorm(
             width,
             width,
@@ -77,12 +80,11 @@ class MBConv(nn.Module):
             dilation=dilation,
             groups=width,
             act=None if is_gated_first else act,
-            eps=eps,
-            **dd,
+            **shared,
         )
         self.se = squeeze_excite(se, width, in_ch=in_ch, **dd)
         self.act = activation(act if is_gated_first else None)
-        self.project = ConvNorm(width, out_ch, 1, act=None, eps=eps, **dd)
+        self.project = ConvNorm(width, out_ch, 1, act=None, **shared)
 
     def forward(self, x: Tensor) -> Tensor:  # B, in_ch, H, W
         wide = self.depth(self.expand(x))  # B, width, H/stride, W/stride

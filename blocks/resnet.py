@@ -1,20 +1,20 @@
 """ResNet's two residual units, with the projections and crops that Siamese trackers put on them.
 
 He et al. 2016, arXiv:1512.03385, figure 5. 3x3 projections and unpadded strides: SiamRPN++, arXiv:1812.11703.
-Cropping after the sum: SiamDW's CIR unit, arXiv:1901.01660, figure 4.
+Cropping after the sum and a norm there: SiamDW's CIR units, arXiv:1901.01660, figure 4.
 """
 
 from typing import Any
 
 from torch import Tensor, nn
 
-from bblab.blockkit import ConvNorm, block, choose, shrinkage
+from bblab.blockkit import ConvNorm, block, choose, positive, shrinkage
 from bblab.blockkit import act as activation
 from bblab.blockkit import crop as crop_sides
 
 
 class _Residual(nn.Module):
-    """main(x) + shortcut(x), then activation and crop. The units below fill in `main`."""
+    """main(x) + shortcut(x), then norm (`norm_sum`), activation and crop. The units below fill in `main`."""
 
     def __init__(
         self,
@@ -29,6 +29,7 @@ class _Residual(nn.Module):
         crop: int,
         act: str | None,
         eps: float,
+        norm_sum: bool = False,
         device: Any,
         dtype: Any,
     ) -> None:
@@ -56,17 +57,20 @@ class _Residual(nn.Module):
                 stride,
                 pad=rule,
                 dilation=dilation,
+                bias=False,
+                norm=not norm_sum,
                 act=None,
                 eps=eps,
                 device=device,
                 dtype=dtype,
             )
+        self.norm = nn.BatchNorm2d(out_ch, eps=eps, device=device, dtype=dtype) if norm_sum else nn.Identity()
         self.act = activation(act)
         self.crop = crop
 
     def forward(self, x: Tensor) -> Tensor:  # B, in_ch, H, W
         total = self.main(x) + self.shortcut(x)  # B, out_ch, H/stride, W/stride
-        return crop_sides(self.act(total), self.crop)  # B, out_ch, H/stride - 2 crop, W/stride - 2 crop
+        return crop_sides(self.act(self.norm(total)), self.crop)  # B, out_ch, H/stride - 2 crop, W/stride - 2 crop
 
 
 @block("basic")
@@ -119,9 +123,11 @@ class Bottleneck(_Residual):
     """1x1, 3x3, 1x1 and a shortcut (ResNet-50). The 3x3 strides, as in torchvision and pysot.
 
     width: channels of the 3x3 convolution; null is a quarter of out.
+    widen: how many times its input channels the 3x3 convolution gives (CIResNet22W: 2).
     groups: channel groups of the 3x3 convolution (ResNeXt).
     dilation: distance between the 3x3 kernels' taps, in the projection too.
     projection: form of the shortcut where channels or stride change: {kernel: 1} or {kernel: 3} (pysot).
+    norm_sum: one norm after the sum instead of one at the end of each path (CIResNeXt22).
     last_act: whether an activation follows the sum.
     crop: pixels cut from each side after the sum (SiamDW's CIR unit: 1).
     act: activation, or none.
@@ -136,9 +142,11 @@ class Bottleneck(_Residual):
         stride: int = 1,
         *,
         width: int | None = None,
+        widen: int = 1,
         groups: int = 1,
         dilation: int = 1,
         projection: dict | None = None,
+        norm_sum: bool = False,
         last_act: bool = True,
         crop: int = 0,
         act: str | None = "relu",
@@ -150,12 +158,14 @@ class Bottleneck(_Residual):
         mid = out_ch // 4 if width is None else width
         if mid < 1:
             raise ValueError(f"width must be at least 1; a quarter of out {out_ch} is not")
+        positive(widen=widen)
+        wide = mid * widen
         dd: dict[str, Any] = {"eps": eps, "device": device, "dtype": dtype}
         main = nn.Sequential(
             ConvNorm(in_ch, mid, 1, act=act, **dd),
-            ConvNorm(mid, mid, 3, stride, pad=pad, dilation=dilation, groups=groups, act=act, **dd),
-            ConvNorm(mid, out_ch, 1, act=None, **dd),
+            ConvNorm(mid, wide, 3, stride, pad=pad, dilation=dilation, groups=groups, act=act, **dd),
+            ConvNorm(wide, out_ch, 1, bias=False, norm=not norm_sum, act=None, **dd),
         )
         last = act if last_act else None
         shape: dict[str, Any] = {"projection": projection, "dilation": dilation, "pad": pad, "crop": crop}
-        super().__init__(main, in_ch, out_ch, stride, act=last, **shape, **dd)
+        super().__init__(main, in_ch, out_ch, stride, act=last, norm_sum=norm_sum, **shape, **dd)
