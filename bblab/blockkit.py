@@ -298,7 +298,7 @@ def folded(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
     return kernel * scale[:, None, None, None], bias * scale + shift
 
 
-def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """A batch norm in eval mode as scale and shift per channel, in float64."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = torch.rsqrt(norm.running_var.double() + norm.eps)
@@ -347,6 +347,22 @@ def identity_kernel(channels: int, groups: int, size: int, like: Tensor) -> Tens
     return kernel
 
 
+def margin(kernel: int, stride: int, pad: Pad, dilation: int) -> tuple[int, int]:
+    """Pixels (height, width) a side that a kernel loses where it is not padded: what a 1x1 beside it must crop.
+
+    Raises ValueError for kernels and paddings beside which a 1x1 and the identity cannot be folded.
+    """
+    positive(kernel=kernel)
+    if kernel % 2 == 0:
+        raise ValueError(f"kernel must be odd, so that 1x1 and identity fall on its centre; read {kernel}")
+    if pad == "tf_same":
+        raise ValueError("pad tf_same moves the kernel's centre with the input size: the branches would not fold")
+    around = shrinkage(pad, kernel, stride, dilation)
+    if min(around) < 0:
+        raise ValueError(f"pad {pad} is more than `same`: scale and identity have no pixels there")
+    return around[0] // 2, around[1] // 2
+
+
 class RepConv(nn.Module):
     """Parallel linear branches in training, one convolution on the device: B, in_ch, H, W -> B, out_ch, H/s, W/s.
 
@@ -376,15 +392,8 @@ class RepConv(nn.Module):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        positive(kernel=kernel, branches=branches)
-        if kernel % 2 == 0:
-            raise ValueError(f"kernel must be odd, so that 1x1 and identity fall on its centre; read {kernel}")
-        if pad == "tf_same":
-            raise ValueError("pad tf_same moves the kernel's centre with the input size: the branches would not fold")
-        around = shrinkage(pad, kernel, stride, dilation)
-        if min(around) < 0:
-            raise ValueError(f"pad {pad} is more than `same`: scale and identity have no pixels there")
-        self.around = (around[0] // 2, around[1] // 2)  # the pixels that an unpadded kernel loses on each side
+        positive(branches=branches)
+        self.around = margin(kernel, stride, pad, dilation)
         shared: dict[str, Any] = {"groups": groups, "act": None, "eps": eps, **dd}
         self.convs = nn.ModuleList(
             ConvNorm(in_ch, out_ch, kernel, stride, pad=pad, dilation=dilation, **shared) for _ in range(branches)
@@ -422,6 +431,60 @@ class RepConv(nn.Module):
         steps = {"conv": with_weights(like, kernel, bias), "se": self.se, "act": self.act}
         kept = OrderedDict((name, step) for name, step in steps.items() if not isinstance(step, nn.Identity))
         return nn.Sequential(kept).train(self.training)
+
+
+class RepConvNorm(nn.Module):
+    """RepConv with its norm after the sum: B, in_ch, H, W -> B, out_ch, H/s, W/s; one convolution on the device.
+
+    The sum of a convolution with norm, a 1x1 without (`scale_bias`: with a bias) and the input itself (where channels
+    and stride allow it), then a norm and `act`. QARepVGG, arXiv:2212.01593; depthwise in RepViT, arXiv:2307.09283.
+    """
+
+    def __init__(
+        self,
+        in_ch: int,
+        out_ch: int,
+        kernel: int = 3,
+        stride: int = 1,
+        *,
+        scale_bias: bool = False,
+        pad: Pad = "same",
+        dilation: int = 1,
+        groups: int = 1,
+        act: str | None = "relu",
+        eps: float = 1e-5,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.around = margin(kernel, stride, pad, dilation)
+        self.conv = ConvNorm(
+            in_ch, out_ch, kernel, stride, pad=pad, dilation=dilation, groups=groups, act=None, eps=eps, **dd
+        )
+        self.scale = conv2d(in_ch, out_ch, 1, stride, groups=groups, bias=scale_bias, **dd)
+        self.has_identity = in_ch == out_ch and stride == 1
+        self.norm = nn.BatchNorm2d(out_ch, eps=eps, **dd)
+        self.act = _act(act)
+
+    def forward(self, x: Tensor) -> Tensor:  # B, in_ch, H, W
+        inner = crop(x, *self.around)
+        total = self.conv(x) + self.scale(inner)  # B, out_ch, H/stride, W/stride
+        return self.act(self.norm(total + inner if self.has_identity else total))
+
+    def deploy(self) -> nn.Module:
+        """One convolution that equals the normed sum, then the activation; folded in float64."""
+        like = self.conv.conv
+        size = like.kernel_size[0]
+        kernel, bias = folded(like, self.conv.norm)
+        point, point_bias = folded(self.scale, None)
+        kernel, bias = kernel + grow_kernel(point, size), bias + point_bias
+        if self.has_identity:
+            kernel = kernel + identity_kernel(like.out_channels, like.groups, size, kernel)
+        gain, shift = affine(self.norm)
+        conv = with_weights(like, kernel * gain[:, None, None, None], bias * gain + shift)
+        act = [] if isinstance(self.act, nn.Identity) else [self.act]
+        return nn.Sequential(conv, *act).train(self.training)
 
 
 _DEPLOY_NAMES = ("deploy", "reparameterize", "switch_to_deploy", "convert_to_deploy", "fuse")
