@@ -26,6 +26,14 @@ MAX_REL_ERROR = 1e-3  # float32 conversions measured here stay below 4e-5; more 
 CHECK_SEED = 20_240_229  # any fixed number
 
 
+class CannotConvert(RunError):
+    """A net that a runtime cannot take, or takes for another net: `label` says which. Others may do."""
+
+    def __init__(self, label: str, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.label = label
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """A converted model on this machine."""
@@ -37,7 +45,7 @@ class Model:
 
 
 def converted(candidate: Candidate, runtime: Runtime) -> Model:
-    """The candidate's model file, converted now or remembered. Raises RunError if it disagrees with torch."""
+    """The candidate's model file, converted now or remembered. Raises CannotConvert if it disagrees with torch."""
     path = cached_path(candidate, runtime)
     remembered = _remembered(path)
     if remembered is not None:
@@ -113,14 +121,19 @@ def _convert(candidate: Candidate, runtime: Runtime, path: Path) -> float:
         raise
     except Exception as error:  # exporters raise anything; the first line says what, the cause keeps the rest
         first = (str(error).strip().splitlines() or [""])[0]
-        raise RunError(
+        raise CannotConvert(
+            candidate.label,
             f"{candidate.label}: {runtime.name} cannot convert it ({type(error).__name__}: {first[:300]})",
             hint="a block that the exporter does not know must be written with other operations",
         ) from error
     x = torch.randn(shape, generator=torch.Generator().manual_seed(CHECK_SEED))
     with torch.no_grad():
-        truth = [t.float().numpy() for t in flat_outputs(module, x)]
-    got = runtime.load(str(path), 1).run(x.numpy())
+        truth = [t.float().numpy() for t in flat_outputs(module.cpu(), x)]
+    threads = torch.get_num_threads()
+    try:
+        got = runtime.load(str(path), 1).run(x.numpy())
+    finally:
+        torch.set_num_threads(threads)  # a runtime made of torch has set its own
     return checked_error(candidate.label, runtime.name, truth, got)
 
 
@@ -140,17 +153,18 @@ def flat_outputs(module: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def checked_error(label: str, runtime: str, truth: list[Any], got: Any) -> float:
-    """The largest relative error over the outputs. Raises RunError if non-finite or above MAX_REL_ERROR."""
+    """The largest relative error over the outputs. Raises CannotConvert if non-finite or above MAX_REL_ERROR."""
     import numpy as np
 
     if len(truth) != len(got):
-        raise RunError(f"{label}: torch gives {len(truth)} output(s), {runtime} {len(got)}")
+        raise CannotConvert(label, f"{label}: torch gives {len(truth)} output(s), {runtime} {len(got)}")
     worst = 0.0
     for place, (a, b) in enumerate(zip(truth, got, strict=True)):
         if a.shape != b.shape:
-            raise RunError(f"{label}: output {place} is {a.shape} in torch, {b.shape} in {runtime}")
+            raise CannotConvert(label, f"{label}: output {place} is {a.shape} in torch, {b.shape} in {runtime}")
         if not np.isfinite(a).all():
-            raise RunError(
+            raise CannotConvert(
+                label,
                 f"{label}: output {place} is not finite in torch itself",
                 hint="calibrate its BN statistics by one forward in training mode, or load weights",
             )
@@ -158,7 +172,8 @@ def checked_error(label: str, runtime: str, truth: list[Any], got: Any) -> float
         # An output that vanished altogether can only be compared in absolute terms.
         error = difference / scale if scale > 0 else difference
         if not math.isfinite(error) or error > MAX_REL_ERROR:
-            raise RunError(
+            raise CannotConvert(
+                label,
                 f"{label}: output {place} in {runtime} is off torch's by {error:.2g} of its maximum, "
                 f"over {MAX_REL_ERROR:g}",
                 hint="its latency would be another net's; look for an operation that the conversion changes",

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bblab.errors import BblabError
-from bblab.latency.runtimes import RUNTIMES
+from bblab.latency.runtimes import RUNTIMES, installed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,13 +21,60 @@ if TYPE_CHECKING:
 OPSET = 17
 
 
-class _Session:
+class Session:
     def __init__(self, session: Any) -> None:  # onnxruntime ships no types
         self._session = session
         self._input = session.get_inputs()[0].name
 
     def run(self, x: np.ndarray) -> Sequence[np.ndarray]:
         return self._session.run(None, {self._input: x})
+
+
+def exporter() -> str:
+    """What writes the ONNX file: part of the key of a remembered model."""
+    from importlib.metadata import version
+
+    return f"torch {version('torch')} TorchScript export, opset {OPSET}"
+
+
+def export_onnx(module: nn.Module, input_shape: tuple[int, ...], path: Path) -> None:
+    """The eval-mode module as an ONNX file, also for other runtimes that read ONNX."""
+    import torch
+
+    module.eval()
+    x = torch.zeros(input_shape)
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch 2.13 announces the end of this exporter, and every traced `if`
+        log.setLevel(logging.ERROR)
+        try:
+            torch.onnx.export(
+                module,
+                (x,),
+                str(path),
+                opset_version=OPSET,
+                dynamo=False,
+                do_constant_folding=True,
+                training=torch.onnx.TrainingMode.EVAL,
+                input_names=["input"],
+            )
+        finally:
+            log.setLevel(level)
+
+
+def options(threads: int) -> Any:
+    import onnxruntime
+
+    made = onnxruntime.SessionOptions()
+    made.intra_op_num_threads = threads
+    made.inter_op_num_threads = 1
+    made.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    made.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    made.log_severity_level = 3
+    # Threads of a model that has finished must not spin into the next model's time.
+    made.add_session_config_entry("session.force_spinning_stop", "1")
+    return made
 
 
 @RUNTIMES("ort")
@@ -39,53 +85,15 @@ class Ort:
     pip = "onnxruntime"
 
     def version(self) -> str:
-        from importlib.metadata import PackageNotFoundError, version
-
-        for package in ("onnxruntime", "onnxruntime-gpu"):
-            try:
-                return version(package)
-            except PackageNotFoundError:
-                continue
-        raise BblabError("the runtime 'ort' needs onnxruntime", hint="pip install onnxruntime", exit_code=1)
+        return installed(self.name, "onnxruntime", "onnxruntime-gpu")
 
     def settings(self) -> str:
-        from importlib.metadata import version
-
-        return f"torch {version('torch')} TorchScript export, opset {OPSET}"
+        return exporter()
 
     def convert(self, module: nn.Module, input_shape: tuple[int, ...], path: Path) -> None:
-        import torch
+        export_onnx(module, input_shape, path)
 
-        module.eval()
-        x = torch.zeros(input_shape)
-        log = logging.getLogger("torch.onnx")
-        level = log.level
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch 2.13 announces the end of this exporter, and every traced `if`
-            log.setLevel(logging.ERROR)
-            try:
-                torch.onnx.export(
-                    module,
-                    (x,),
-                    str(path),
-                    opset_version=OPSET,
-                    dynamo=False,
-                    do_constant_folding=True,
-                    training=torch.onnx.TrainingMode.EVAL,
-                    input_names=["input"],
-                )
-            finally:
-                log.setLevel(level)
-
-    def load(self, path: str, threads: int) -> _Session:
+    def load(self, path: str, threads: int) -> Session:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = 3
-        # Threads of a model that has finished must not spin into the next model's time.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        return _Session(onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
+        return Session(onnxruntime.InferenceSession(path, options(threads), providers=["CPUExecutionProvider"]))
