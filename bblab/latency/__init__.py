@@ -6,27 +6,43 @@
 Importing this loads neither torch, numpy nor a runtime.
 """
 
+from bblab.latency.agreement import Agreement, agreement, agreement_words
+from bblab.latency.explain import explain
 from bblab.latency.measure import Progress, measure
-from bblab.latency.protocol import Drift, Estimate, is_tie, rank, ratio_between, spinning_waste, ties
+from bblab.latency.protocol import Drift, Estimate, contest, is_tie, rank, ratio_between, settled, spinning_waste, ties
+from bblab.latency.sessions import Outcome, Race, Verdict, places, verdict
 from bblab.latency.values import Broken, Candidate, Interrupted, Plan, Samples, Timing
-from bblab.latency.words import ranking, sentence
+from bblab.latency.words import machine_words, ranking, sentence, verdict_words
 
 __all__ = [
+    "Agreement",
     "Broken",
     "Candidate",
     "Drift",
     "Estimate",
     "Interrupted",
+    "Outcome",
     "Plan",
     "Progress",
+    "Race",
     "Samples",
     "Timing",
+    "Verdict",
+    "agreement",
+    "agreement_words",
+    "contest",
+    "explain",
     "is_tie",
+    "machine_words",
     "measure",
+    "places",
     "rank",
     "ranking",
     "ratio_between",
     "sentence",
+    "settled",
     "spinning_waste",
     "ties",
+    "verdict",
+    "verdict_words",
 ]

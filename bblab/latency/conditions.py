@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,14 @@ def read(root: Path = Path("/")) -> dict[str, Any]:
             record[name] = value
     record["absent"] = absent
     return record
+
+
+def steal_share(before: Mapping[str, Any], after: Mapping[str, Any]) -> float | None:
+    """Share of the machine's CPU time that the hypervisor took in between; None where it cannot be read."""
+    old, new = before.get("cpu_ticks"), after.get("cpu_ticks")
+    if not old or not new or new["total"] <= old["total"]:
+        return None
+    return float((new["steal"] - old["steal"]) / (new["total"] - old["total"]))
 
 
 def _text(path: Path) -> str:
@@ -51,7 +59,7 @@ def _packages(root: Path) -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}
-    for name in ("torch", "onnx", "onnxruntime", "numpy", "bblab"):
+    for name in ("torch", "onnx", "onnxruntime", "ncnn", "pnnx", "openvino", "numpy", "bblab"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

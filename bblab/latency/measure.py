@@ -137,7 +137,7 @@ class _Session:
         budget = plan.budget_s
         while True:
             done = len(self.results)
-            if done >= plan.processes and (done >= (plan.max_processes or 0) or not self._has_ties()):
+            if done >= plan.processes and (done >= (plan.max_processes or 0) or self._has_separated(done)):
                 return
             if budget is None or done == 0:
                 # A budget may forbid many rounds before the pace is known: the first process shows it with few.
@@ -174,8 +174,9 @@ class _Session:
         rounds = [r.round_seconds for r in self.results]
         return max(0.0, sum(starts) / len(starts)), max(1e-9, sum(rounds) / len(rounds))
 
-    def _has_ties(self) -> bool:
-        return bool(protocol.ties(self.timings()))
+    def _has_separated(self, done: int) -> bool:
+        """Looked at at the agreed numbers of processes only: each look is a chance to be wrong."""
+        return protocol.is_look(done) and not protocol.ties(self.timings())
 
     # One process --------------------------------------------------------------------------------------------
 
@@ -268,6 +269,7 @@ class _Session:
                 conversion_rel_error=file.rel_error,
                 session=self.name,
                 pace_fps=self.plan.pace_fps,
+                processor=runtimes.processor(self.runtime),
                 conditions_before=self.before,
                 conditions_after=self.after,
                 notes=tuple(self.notes),

@@ -4,6 +4,8 @@ Reads no clock and no file. Where the numbers come from: on a 2-core machine und
 of CPU time as a ratio to a reference that runs in the same shuffled rounds spread 1.4 % between repetitions, the
 wall median of one net run alone 53 %. Kernel of the drift test: CUSUM with permutation (Taylor 2000, "Change-point
 analysis"). Intervals: cluster bootstrap, processes first, then rounds within (Davison and Hinkley 1997, section 3.8).
+Who is faster of two: `contest`, Student's t over processes with an error that is spent over the looks (Lan and DeMets
+1983, Biometrika 70), because a measurement that goes on until somebody wins is otherwise won by chance.
 """
 
 from __future__ import annotations
@@ -96,12 +98,13 @@ def is_busy(ratio: float) -> bool:
     return ratio >= BUSY_WALL_OVER_CPU
 
 
-def choose_estimator(threads: int, drift: Drift | None) -> Estimator:
-    """p10 of CPU time; paired rounds once the clock moved; paired wall time for more than one thread.
+def choose_estimator(threads: int, drift: Drift | None, processor: str = "cpu") -> Estimator:
+    """p10 of CPU time; paired rounds once the clock moved; paired wall time for more than one thread, and on a GPU.
 
-    With T threads CPU time counts spinning (2 threads of ncnn: 28 -> 185 ms CPU), so it is no latency.
+    With T threads CPU time counts spinning (2 threads of ncnn: 28 -> 185 ms CPU), so it is no latency. Beside a GPU it
+    is the time of waiting.
     """
-    if threads > 1:
+    if threads > 1 or processor != "cpu":
         return "wall_paired"
     return "cpu_paired" if drift is not None and drift.verdict == "drift" else "cpu_p10"
 
@@ -313,6 +316,96 @@ def doubts(processes: int, rounds: int, drift: Drift | None, estimate: Estimate)
     return tuple(found)
 
 
+# Who is faster --------------------------------------------------------------------------------------------------
+
+FALSE_CLAIMS = 0.05  # of duels between a net and itself, over all their looks together
+FIRST_LOOK = 6  # processes
+
+
+def is_look(processes: int) -> bool:
+    """Whether a measurement may stop after so many processes because the ranking has separated."""
+    return processes in _looks(processes)
+
+
+def looks_taken(processes: int) -> int:
+    """Looks up to and with the last process. A measurement that ended between two was looked at once more there."""
+    scheduled = _looks(processes)
+    return len(scheduled) + (processes not in scheduled)
+
+
+@lru_cache(maxsize=256)
+def _looks(processes: int) -> tuple[int, ...]:
+    """6, 8, 11, 15, 20, 27, 36, ...: a third more each time, so that looks stay few and cost little."""
+    found, at = [], FIRST_LOOK
+    while at <= processes:
+        found.append(at)
+        at = -(-at * 4 // 3)
+    return tuple(found)
+
+
+def error_at(look: int) -> float:
+    """What the k-th look may spend: 1/(k (k+1)) of FALSE_CLAIMS. They add up to FALSE_CLAIMS however long it goes on.
+
+    By the union bound, so it holds whatever the looks have in common.
+    """
+    return FALSE_CLAIMS / (look * (look + 1))
+
+
+def contest(ours: Series, theirs: Series, estimator: Estimator) -> Estimate:
+    """The ratio ours / theirs with the interval that says who is faster, whenever the measurement was stopped.
+
+    One log ratio a process (of the p10s, or the median of its rounds), Student's t over processes: processes are
+    independent, calls of one process are not. Infinitely wide for one process. Peeking at a plain 95 % interval after
+    each of 6 to 36 processes instead calls one of five nets faster than itself (tests/test_latency_protocol.py).
+    """
+    _check_pair(ours, theirs)
+    if ours == theirs:
+        return Estimate(1.0, 1.0, 1.0)
+    logs = [_log_ratio(a, b, estimator) for a, b in zip(ours, theirs, strict=True)]
+    mean, n = sum(logs) / len(logs), len(logs)
+    if n == 1:
+        return Estimate(math.exp(mean), 0.0, math.inf)
+    spread = math.sqrt(sum((x - mean) ** 2 for x in logs) / (n - 1))
+    half = students_t(1 - error_at(looks_taken(n)) / 2, n - 1) * spread / math.sqrt(n)
+    return Estimate(math.exp(mean), math.exp(mean - half) if half < 700 else 0.0, math.exp(min(mean + half, 700.0)))
+
+
+def _log_ratio(ours: tuple[float, ...], theirs: tuple[float, ...], estimator: Estimator) -> float:
+    if estimator == "cpu_p10":
+        return math.log(quantile(ours, 0.1) / quantile(theirs, 0.1))
+    return quantile([math.log(a / b) for a, b in zip(ours, theirs, strict=True)], 0.5)
+
+
+@lru_cache(maxsize=512)
+def students_t(p: float, dof: int) -> float:
+    """The p-quantile of Student's t for whole degrees of freedom, p >= 0.5, to 1e-9."""
+    low, high = 0.0, 1.0
+    while _t_cdf(high, dof) < p:
+        high *= 2
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_cdf(middle, dof) < p else (low, middle)
+    return high
+
+
+def _t_cdf(t: float, dof: int) -> float:
+    """Abramowitz and Stegun 1964, 26.7.3 and 26.7.4: finite sums."""
+    angle = math.atan(t / math.sqrt(dof))
+    sine, cosine2 = math.sin(angle), math.cos(angle) ** 2
+    if dof % 2 == 0:
+        term = total = 1.0
+        for k in range(1, dof // 2):
+            term *= cosine2 * (2 * k - 1) / (2 * k)
+            total += term
+        return 0.5 + 0.5 * sine * total
+    total = 0.0
+    term = math.cos(angle)
+    for k in range(1, (dof - 1) // 2 + 1):
+        total += term
+        term *= cosine2 * 2 * k / (2 * k + 1)
+    return 0.5 + (angle + sine * total) / math.pi
+
+
 # Ranking --------------------------------------------------------------------------------------------------------
 
 
@@ -339,7 +432,7 @@ def ratio_between(a: Timing, b: Timing) -> Estimate:
 
 
 def _comparable(a: Timing, b: Timing) -> None:
-    for name in ("device", "runtime", "runtime_version", "precision", "threads", "pace_fps"):
+    for name in ("device", "processor", "runtime", "runtime_version", "precision", "threads", "pace_fps"):
         if getattr(a, name) != getattr(b, name):
             raise BblabError(
                 f"{a.label} and {b.label} differ in {name}: {getattr(a, name)} and {getattr(b, name)}",
@@ -347,8 +440,17 @@ def _comparable(a: Timing, b: Timing) -> None:
             )
 
 
+def settled(a: Timing, b: Timing) -> Estimate:
+    """a / b with the interval that decides between them: `contest` within a session, else by way of the reference."""
+    _comparable(a, b)
+    if a.session == b.session:
+        estimator = a.estimator
+        return contest(a.series_for(estimator), b.series_for(estimator), estimator)
+    return ratio_between(a, b)
+
+
 def is_tie(a: Timing, b: Timing) -> bool:
-    between = ratio_between(a, b)
+    between = settled(a, b)
     return between.low <= 1.0 <= between.high
 
 

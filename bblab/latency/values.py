@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from bblab.errors import BblabError, RunError
-from bblab.latency import protocol
+from bblab.latency import conditions, protocol
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +54,8 @@ class Plan:
 
     `budget_s` bounds the measuring (conversion is not counted): fewer rounds, then fewer processes, never below
     5 processes x 2 rounds unless even those would take three times the budget. `max_processes` above `processes`
-    lets the measurement go on while the ranking has ties and, where a budget is set, time is left.
+    lets the measurement go on while the ranking has ties and, where a budget is set, time is left; whether it has is
+    looked at after 6, 8, 11, 15, 20, ... processes only (see `protocol.contest`).
     A worker that says nothing for `silence_s` is taken for hung. `pace_fps` starts calls no faster than a camera's
     frames, as a tracker does: 30 fps cost MobileNetV3-small 31 % over back-to-back calls. None is back to back.
     """
@@ -137,6 +138,7 @@ class Timing:
     conversion_rel_error: float  # largest |runtime - torch| over largest |torch|, seeded random input
     session: str  # timings of one session share their rounds
     pace_fps: float | None = None  # None: calls back to back
+    processor: str = "cpu"  # what computed: "cpu" or "cuda"
     conditions_before: Conditions = field(default_factory=dict, compare=False, repr=False)
     conditions_after: Conditions = field(default_factory=dict, compare=False, repr=False)
     notes: tuple[str, ...] = ()  # what the reader must know, such as a budget that ran out
@@ -190,9 +192,24 @@ class Timing:
         With one thread the net's own wall/CPU tells; with more it cannot (CPU time adds up over threads), and the
         one-threaded speedometer between the rounds tells instead.
         """
-        if self.threads == 1:
-            return protocol.is_busy(self.wall_over_cpu)
-        return protocol.is_busy(protocol.wall_over_cpu(self.speedometer.wall_s, self.speedometer.cpu_s))
+        return protocol.is_busy(self.waiting)
+
+    @property
+    def waiting(self) -> float:
+        """The wall/CPU that tells whether the machine was busy: the net's own, or the speedometer's."""
+        if self.is_one_cpu_thread:
+            return self.wall_over_cpu
+        return protocol.wall_over_cpu(self.speedometer.wall_s, self.speedometer.cpu_s)
+
+    @property
+    def is_one_cpu_thread(self) -> bool:
+        """Whether CPU time is a latency."""
+        return self.threads == 1 and self.processor == "cpu"
+
+    @property
+    def speedometer_s(self) -> float:
+        """Median CPU time of the fixed kernel: it follows the clock of the CPU and nothing else."""
+        return protocol.quantile(protocol.pooled(self.speedometer.cpu_s), 0.5)
 
     # Against the reference ----------------------------------------------------------------------------------
 
@@ -200,12 +217,12 @@ class Timing:
     def drift(self) -> protocol.Drift | None:
         """What CUSUM says of the session's clock; None where the samples are too few to tell."""
         return protocol.session_drift(
-            self.speedometer.cpu_s, self.reference_samples.cpu_s if self.threads == 1 else None
+            self.speedometer.cpu_s, self.reference_samples.cpu_s if self.is_one_cpu_thread else None
         )
 
     @property
     def estimator(self) -> protocol.Estimator:
-        return protocol.choose_estimator(self.threads, self.drift)
+        return protocol.choose_estimator(self.threads, self.drift, self.processor)
 
     @property
     def ratio(self) -> float:
@@ -246,18 +263,15 @@ class Timing:
     @property
     def steal_share(self) -> float | None:
         """Share of the machine's CPU time taken by the hypervisor while measuring; None where it cannot be read."""
-        before, after = self.conditions_before.get("cpu_ticks"), self.conditions_after.get("cpu_ticks")
-        if not before or not after or after["total"] <= before["total"]:
-            return None
-        return (after["steal"] - before["steal"]) / (after["total"] - before["total"])
+        return conditions.steal_share(self.conditions_before, self.conditions_after)
 
     # For machines -------------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
         """The keys of a `latency` element of `--json` (without the store's ids), then extras.
 
-        `wall_p50_s` and `wall_p90_s` are null where the machine was busy; what was measured all the same stands
-        under `measured_wall_*`, and in `raw()`.
+        `wall_p50_s`, `wall_p90_s` and `wall_p99_s` are null where the machine was busy; what was measured all the same
+        stands under `measured_wall_*`, and in `raw()`.
         """
         drift, busy = self.drift, self.is_busy
         low, high = self.cpu_p10_interval_s
@@ -283,6 +297,9 @@ class Timing:
             "drift": drift.verdict if drift else None,
             "steady": self.steady,
             "label": self.label,
+            "wall_p99_s": None if busy else self.wall_p99_s,
+            "processor": self.processor,
+            "speedometer_s": self.speedometer_s,
             "batch": 1,
             "warmups": self.warmups,
             "pace_fps": self.pace_fps,

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from bblab.latency import protocol
+from bblab.latency.conditions import steal_share
+from bblab.latency.protocol import Estimate, rank
 from bblab.latency.values import Timing
 
-_RUNTIME_NAMES = {"ort": "ORT"}
+if TYPE_CHECKING:
+    from bblab.latency.sessions import Verdict
+
+_RUNTIME_NAMES = {"ort": "ORT", "openvino": "OpenVINO"}
 _ESTIMATOR_WORDS = {
     "cpu_p10": "",
     "cpu_paired": " (median of rounds, as the clock drifted)",
@@ -32,8 +38,10 @@ def sentence(timing: Timing) -> str:
 
 def time_words(timing: Timing) -> str:
     """CPU time, which is no latency with more than one thread and is then not called one."""
-    if timing.threads == 1:
+    if timing.is_one_cpu_thread:
         return f"{milliseconds(timing.cpu_p10_s)} CPU (p10)"
+    if timing.processor != "cpu":
+        return f"{milliseconds(timing.cpu_p10_s)} CPU beside {timing.processor} (p10, no latency)"
     return f"{milliseconds(timing.cpu_p10_s)} CPU over {timing.threads} threads (p10, no latency)"
 
 
@@ -58,9 +66,7 @@ def how_words(timing: Timing) -> str:
 def wall_words(timing: Timing) -> str:
     """Wall time only where nothing else held the machine."""
     if timing.is_busy:
-        ratio = timing.wall_over_cpu
-        if timing.threads > 1:
-            ratio = protocol.wall_over_cpu(timing.speedometer.wall_s, timing.speedometer.cpu_s)
+        ratio = timing.waiting
         shown = f"{ratio:.1f}" if ratio >= 1.15 else f"{ratio:.2f}"
         return f"machine busy (wall/CPU {shown}): wall time not shown"
     return f"{milliseconds(timing.wall_p50_s)} wall (median; p90 {milliseconds(timing.wall_p90_s)})"
@@ -68,7 +74,7 @@ def wall_words(timing: Timing) -> str:
 
 def ranking(timings: Sequence[Timing]) -> str:
     """Fastest first; "=" where the measurement does not settle the order."""
-    groups = protocol.rank(timings)
+    groups = rank(timings)
     return " < ".join(" = ".join(t.label for t in group) for group in groups)
 
 
@@ -80,10 +86,75 @@ def significant(value: float, digits: int = 3) -> str:
     """Three significant digits, without an exponent: 0.0123, 6.62, 36.2, 1240."""
     if value == 0:
         return "0"
-    from math import floor, log10
-
-    decimals = digits - 1 - floor(log10(abs(value)))
+    decimals = digits - 1 - math.floor(math.log10(abs(value)))
     rounded = round(value, decimals)
     if rounded:
-        decimals = digits - 1 - floor(log10(abs(rounded)))  # 9.996 -> 10.0, not 10.00
+        decimals = digits - 1 - math.floor(math.log10(abs(rounded)))  # 9.996 -> 10.0, not 10.00
     return f"{rounded:.{max(0, decimals)}f}"
+
+
+def machine_words(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """The state of the machine before and after, as far as it could be read; what could not is named."""
+    parts = []
+
+    def change(name: str, values: Sequence[Any], show: Callable[[Any], str]) -> None:
+        if all(v is None for v in values):
+            return
+        was, now = ("?" if v is None else show(v) for v in values)
+        parts.append(f"{name} {was}" if was == now else f"{name} {was} → {now}")
+
+    def first(record: Mapping[str, Any], *keys: str) -> Any:
+        at: Any = record
+        for key in keys:
+            at = at.get(key) if isinstance(at, Mapping) else None
+        return at
+
+    loads = [(r.get("load_average") or [None])[0] for r in (before, after)]
+    change("load", loads, "{:.1f}".format)
+    pressures = [first(r, "pressure", "cpu", "some_avg10_percent") for r in (before, after)]
+    change("waiting for a CPU", pressures, "{:.0f} %".format)
+    stolen = steal_share(before, after)
+    if stolen is not None:
+        parts.append(f"stolen by the hypervisor {stolen:.1%}")
+    throttled = [first(r, "cpu_quota", "throttled_s") for r in (before, after)]
+    if None not in throttled and throttled[1] > throttled[0]:
+        parts.append(f"throttled by its quota for {throttled[1] - throttled[0]:.1f} s")
+    change("governor", [", ".join(r.get("governor") or []) or None for r in (before, after)], str)
+    clocks = [first(r, "frequencies_hz", "now") for r in (before, after)]
+    change("clock", [max(c) if c else None for c in clocks], lambda hz: f"{hz / 1e9:.2f} GHz")
+    heats = [r.get("thermal_c") for r in (before, after)]
+    change("hottest", [max(h.values()) if h else None for h in heats], "{:.0f} °C".format)
+    unread = {"governor": "governor", "frequencies_hz": "frequency", "thermal_c": "temperature"}
+    missing = [word for key, word in unread.items() if key in before.get("absent", ())]
+    if missing:
+        parts.append(f"cannot be read here: {', '.join(missing)}")
+    return ", ".join(parts) or "nothing is known of the machine's state"
+
+
+def verdict_words(verdict: Verdict) -> str:
+    """Who is faster and by how much, or how far apart the two can be at most."""
+    a, b, ratio = verdict.a, verdict.b, verdict.ratio
+    how = f"after {a.processes} process{'es' * (a.processes > 1)}"
+    if verdict.faster is None:
+        if not math.isfinite(verdict.bound):
+            return f"cannot tell on this machine in this time: {a.processes} process(es) are too few for an interval"
+        return (
+            f"cannot tell on this machine in this time: the difference is below {_percent(verdict.bound)} "
+            f"(B/A {significant(ratio.value, 4)}, 95 % {_span(ratio)}, {how})"
+        )
+    slower = a if verdict.faster == b.label else b
+    # Time saved as a share of the slower one's time, for B/A < 1 the ratio itself.
+    share = ratio if verdict.faster == b.label else Estimate(1 / ratio.value, 1 / ratio.high, 1 / ratio.low)
+    least, most = 1 - share.high, 1 - share.low
+    return (
+        f"{verdict.faster} is faster: it takes {_percent(1 - share.value)} less time than {slower.label} "
+        f"(95 %: {_percent(least)} to {_percent(most)}; B/A {significant(ratio.value, 4)} {_span(ratio)}, {how})"
+    )
+
+
+def _span(estimate: Estimate) -> str:
+    return f"[{significant(estimate.low, 4)}, {significant(estimate.high, 4)}]"
+
+
+def _percent(share: float) -> str:
+    return f"{significant(share * 100, 2)} %"
