@@ -67,10 +67,14 @@ class SpecError(BblabError):
 
 
 def near(name: object, known: Iterable[str]) -> str:
-    """A hint for a wrong name: the nearest right one and the whole choice."""
+    """A hint for a wrong name: the nearest right one and the whole choice, or of a long one the nearest."""
     choice = sorted(known)
-    close = difflib.get_close_matches(str(name), choice, n=1, cutoff=0.5)
-    listing = ", ".join(choice[:30]) + (", ..." if len(choice) > 30 else "")
     if not choice:
         return "nothing is known here"
+    close = difflib.get_close_matches(str(name)[:200], choice, n=8, cutoff=0.5)
+    if len(choice) > 40:
+        others = close[1:] or [c for c in choice if str(name)[:3].lower() in c.lower() and name][:8] or choice[:8]
+        listing = f"{', '.join(others)}, ... ({len(choice)} in all)"
+    else:
+        listing = ", ".join(choice)
     return f"did you mean {close[0]!r}? known: {listing}" if close else f"known: {listing}"

@@ -7,6 +7,7 @@ imports torch: what a block accepts is told by a `BlockInfo`, which `bblab.block
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +29,9 @@ MAX_REPEAT = 256
 MAX_ROWS = 2_000
 MAX_STRIDE = 32
 MAX_ARGUMENT = 65_536
+MAX_WINDOW = 255  # of these arguments, in pixels or taps: a 51x51 kernel is the largest published (arXiv:2207.03620)
+_WINDOWS = ("kernel", "kernel_size", "dilation", "pad", "padding")
+MAX_NAME = 100
 
 TRAINERS = ("nanotrack", "pysot")
 LIBRARIES = ("timm", "torchvision")
@@ -227,8 +231,11 @@ def read_yaml(text: str, file: str) -> Node:
     except yaml.MarkedYAMLError as error:
         mark = place(error.problem_mark) if error.problem_mark else Mark(file, 1, 1)
         said = " ".join(filter(None, (error.context, error.problem)))
-        raise SpecError([Complaint(mark, f"not YAML: {said}", "check indentation, brackets and colons")]) from None
-    except yaml.YAMLError as error:
+        line = text.splitlines()[mark.line - 1 : mark.line]
+        is_tab = bool(line) and line[0][mark.column - 1 : mark.column] == "\t"
+        hint = "YAML takes no tabs: indent with spaces" if is_tab else "check indentation, brackets and colons"
+        raise SpecError([Complaint(mark, f"not YAML: {said}", hint)]) from None
+    except (yaml.YAMLError, UnicodeEncodeError) as error:
         said = str(error).splitlines()[0]
         raise SpecError([Complaint(Mark(file, 1, 1), f"not YAML: {said}", "is this a text file in UTF-8?")]) from None
     if tree is None:
@@ -282,7 +289,9 @@ def _convert(tree: Any, place: Callable[[Any], Mark], complaints: list[Complaint
             complaints.append(Complaint(where, "a key must be a plain word"))
             continue
         if key.value in found:
-            complaints.append(Complaint(where, f"the key {key.value!r} stands twice in one map", "keep one of them"))
+            first = found[key.value][0].line
+            hint = f"keep one of them; the other stands in line {first}"
+            complaints.append(Complaint(where, f"the key {key.value!r} stands twice in one map", hint))
         found[key.value] = (where, _convert(value, place, complaints))
     return Node("map", found, mark)
 
@@ -372,6 +381,17 @@ def _fits(tree: Any, value: Any, wanted: list[str]) -> bool:
 
 _TOP_KEYS = ("name", "about", "input", "tracker", "defaults", "define", "stages", "head", "taps", "waive")
 _ROW_KEYS = ("block", "out", "stride", "repeat")
+# What nn.ModuleDict has itself: a stage of this name could not be stored. Held against torch by a test.
+_MODULE_WORDS = frozenset(
+    """T_destination add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double
+    dump_patches eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu items
+    keys load_state_dict modules mtia named_buffers named_children named_modules named_parameters parameters pop
+    register_backward_hook register_buffer register_forward_hook register_forward_pre_hook register_full_backward_hook
+    register_full_backward_pre_hook register_load_state_dict_post_hook register_load_state_dict_pre_hook
+    register_module register_parameter register_state_dict_post_hook register_state_dict_pre_hook requires_grad_
+    set_extra_state set_submodule share_memory state_dict to to_empty train training type update values xpu
+    zero_grad""".split()
+)
 
 
 class _Parser:
@@ -383,11 +403,15 @@ class _Parser:
         self.defaults: dict[str, Node] = {}
         self.define: dict[str, dict[str, tuple[Mark, Node]]] = {}
         self.defaults_used: set[str] = set()
+        self.defines_used: set[str] = set()
+        self.has_unknown_block = False
         self.channels: int | tuple[int, ...] = 3
         self.num_rows = 0
 
     def complain(self, mark: Mark | None, message: str, hint: str = "") -> None:
-        self.complaints.append(Complaint(mark, message, hint))
+        complaint = Complaint(mark, message, hint)
+        if complaint not in self.complaints:  # a wrong default is met by every row
+            self.complaints.append(complaint)
 
     # -- pieces
 
@@ -422,9 +446,11 @@ class _Parser:
                 self.complain(mark, f"no key {key!r} at the top of a spec", near(key, _TOP_KEYS))
 
         def get(key: str) -> Node | None:
-            return top[key][1] if key in top else None
+            node = top[key][1] if key in top else None
+            is_nothing = node is not None and node.kind == "scalar" and node.value is None
+            return None if is_nothing and key not in ("name", "input", "stages") else node  # `head:` is as if left out
 
-        given = self.word(get("name"), "name") if get("name") else name  # type: ignore[arg-type]
+        given = self.name(get("name"), name)
         about = get("about").plain() if get("about") else ""  # type: ignore[union-attr]
         shape = self.input(get("input"))
         self.channels = shape[0]
@@ -433,16 +459,28 @@ class _Parser:
             self.defaults = {key: value for key, (_, value) in self.map_of(node, "defaults").items()}
         stages = self.stages(get("stages"), root.mark) if top else ()
         head = self.head(get("head"))
-        for key in self.defaults.keys() - self.defaults_used:
+        self.unused_defines()
+        for key in self.defaults.keys() - self.defaults_used if stages else ():
             known = {p.name for info in self.kinds.values() for p in info.params}
+            if key in known and self.has_unknown_block:
+                continue  # the block that was misspelled may have it
             hint = near(key, known) if key not in known else "no block of this spec has it: remove it"
             self.complain(self.defaults[key].mark, f"defaults: no block here has an argument {key!r}", hint)
-        taps = self.taps(get("taps"), [s.name for s in stages])
+        taps = self.taps(get("taps"), [s.name for s in stages]) if stages else ()
         tracker = self.tracker(get("tracker"))
         waive = self.waive(get("waive"))
         if self.complaints or not stages:
             return None
         return ArchSpec(given, stages, shape, taps, head, tracker, waive, str(about or ""))
+
+    def name(self, node: Node | None, stem: str) -> str:
+        if node is None:
+            return stem
+        given = self.word(node, "name")
+        if not given.isprintable() or len(given) > MAX_NAME or "/" in given or "\\" in given:
+            hint = f"a line of at most {MAX_NAME} characters without / and \\; usually the file's stem"
+            self.complain(node.mark, f"the name {given[:MAX_NAME]!r} is not usable", hint)
+        return given
 
     def input(self, node: Node | None) -> tuple[int, int, int]:
         if node is None:
@@ -466,14 +504,32 @@ class _Parser:
                 self.complain(mark, f"define: {name!r} is already a block", "give the partial row a name of its own")
                 continue
             row = self.map_of(value, f"define {name}")
+            self.define[name] = row
             block = row.get("block")
             if block is None:
-                if row:
+                if value.kind == "map":
                     self.complain(mark, f"define {name}: `block` is missing", "say which block it configures")
-            elif block[1].value in entries:
+            elif self.word(block[1], f"define {name}: block") in entries:
                 hint = "name a block here and repeat the arguments"
                 self.complain(block[1].mark, f"define {name}: `define` is one level deep", hint)
-            self.define[name] = row
+            elif isinstance(block[1].value, str) and block[1].value not in self.kinds:
+                self.unknown_block(block[1], f"define {name}", set(self.kinds))
+
+    def unknown_block(self, node: Node, where: str, choice: set[str]) -> None:
+        self.has_unknown_block = True
+        self.complain(node.mark, f"{where}: no block {node.value!r}", near(node.value, choice))
+
+    def unused_defines(self) -> None:
+        """A partial row that no stage uses may still be misspelled."""
+        for name, entries in self.define.items():
+            info = self.kinds.get(str(entries["block"][1].value)) if "block" in entries else None
+            if info is None or name in self.defines_used:
+                continue
+            names = [p.name for p in info.params]
+            for key, (mark, _) in entries.items():
+                if key not in names and key not in _ROW_KEYS:
+                    hint = near(key, [*names, *_ROW_KEYS])
+                    self.complain(mark, f"define {name}: {info.kind} has no argument {key!r}", hint)
 
     def stages(self, node: Node | None, mark: Mark) -> tuple[Stage, ...]:
         if node is None:
@@ -487,6 +543,9 @@ class _Parser:
             if not name.isidentifier() or name.startswith("_"):
                 hint = "a stage's name becomes an attribute: letters, digits and _"
                 self.complain(where, f"stage name {name!r} is not usable", hint)
+            elif name in _TOP_KEYS or name in _MODULE_WORDS:
+                meaning = "a key of the spec (--set means that one)" if name in _TOP_KEYS else "a word of nn.Module"
+                self.complain(where, f"stage name {name!r} is not usable: it is {meaning}", "for instance stage1 or s8")
             rows: list[Row] = []
             items = value.value if value.kind == "list" else [value]
             if not items:
@@ -506,24 +565,35 @@ class _Parser:
             self.complain(node.mark, f"{where}: `block` is missing", near("", self.kinds))
             return []
         block_node = own["block"][1]
-        kind = block_node.value if block_node.kind == "scalar" else block_node.shown()
-        entries = dict(own)
+        kind = self.word(block_node, f"{where}: block")
+        if not kind:
+            self.has_unknown_block = True
+            return []
+        entries, defined = own, ""
         if kind in self.define:
+            defined = kind
+            self.defines_used.add(kind)
             entries = {**self.define[kind], **{k: v for k, v in own.items() if k != "block"}}
-            block_node = entries["block"][1] if "block" in entries else block_node
-            kind = block_node.value
-        info = self.kinds.get(kind) if isinstance(kind, str) else None
+            kind = str(entries["block"][1].value) if "block" in entries else ""
+        info = self.kinds.get(kind)
         repeat = self._number(entries, "repeat", where, 1, MAX_REPEAT, 1)
         out = self._out(entries, where, info, is_head)
         if info is None:
-            choice = {k for k, i in self.kinds.items() if i.is_head == is_head} | set(self.define)
-            self.complain(block_node.mark, f"{where}: no block {kind!r}", near(kind, choice))
+            if not defined:  # else the mistake was told at the define
+                self.unknown_block(
+                    block_node, where, {k for k, i in self.kinds.items() if i.is_head == is_head} | set(self.define)
+                )
+            self.has_unknown_block = True
             self.channels = out
+            return []
+        if info.is_head and not is_head:
+            self.complain(block_node.mark, f"{where}: {kind} is a head", "write it under `head:`, behind the stages")
             return []
         stride = self._number(entries, "stride", where, 1, MAX_STRIDE, 1)
         if stride != 1 and not info.has_stride:
             self.complain(entries["stride"][1].mark, f"{where}: {kind} has no stride", "remove it or use another block")
-        args = self._args(entries, info, where)
+        sources = {key: where if key in own else f"define {defined}" for key in entries}
+        args = self._args(entries, info, where, sources)
         self.num_rows += repeat
         if self.num_rows > MAX_ROWS:
             if self.num_rows - repeat <= MAX_ROWS:
@@ -543,6 +613,9 @@ class _Parser:
         if "out" not in entries:
             return 1000 if is_head else self.channels
         node: Node = entries["out"][1]
+        if node.kind == "list" and is_head:
+            self.complain(node.mark, f"{where}: out must be one number, the classes; read {node.shown()}")
+            return 1000
         if node.kind == "list":
             if not node.value:
                 self.complain(node.mark, f"{where}: out is an empty list")
@@ -554,14 +627,17 @@ class _Parser:
             self.complain(node.mark, f"{where}: {info.kind} keeps its {self.channels} channels, out says {value}", hint)
         return value
 
-    def _args(self, entries: dict[str, tuple[Mark, Node]], info: BlockInfo, where: str) -> tuple[tuple[str, Arg], ...]:
+    def _args(
+        self, entries: dict[str, tuple[Mark, Node]], info: BlockInfo, where: str, sources: Mapping[str, str]
+    ) -> tuple[tuple[str, Arg], ...]:
         given: dict[str, Node] = {}
         names = [p.name for p in info.params]
         for key, (mark, node) in entries.items():
             if key in _ROW_KEYS:
                 continue
             if key not in names:
-                self.complain(mark, f"{where}: {info.kind} has no argument {key!r}", near(key, [*names, *_ROW_KEYS]))
+                hint = near(key, [*names, *_ROW_KEYS])
+                self.complain(mark, f"{sources[key]}: {info.kind} has no argument {key!r}", hint)
             else:
                 given[key] = node
         for key, node in self.defaults.items():
@@ -576,13 +652,16 @@ class _Parser:
                     self.complain(entries["block"][0], f"{where}: {info.kind} needs {param.name!r}{expected}")
                 continue
             node = given[param.name]
+            source = sources.get(param.name, "defaults")
             value = node.plain()
             if wanted := check_type(param.annotation, value):
-                self.complain(node.mark, f"{where}: {param.name} must be {wanted}, read {node.shown()}")
+                self.complain(node.mark, f"{source}: {param.name} must be {wanted}, read {node.shown()}")
                 continue
-            if too_big := _absurd(value):
-                self.complain(node.mark, f"{where}: {param.name} is out of all bounds: {too_big}")
+            if too_big := _absurd(value, MAX_WINDOW if param.name in _WINDOWS else MAX_ARGUMENT):
+                self.complain(node.mark, f"{source}: {param.name} is out of all bounds: {too_big}")
                 continue
+            if type(value) is int and type(param.default) is float:
+                value = float(value)  # 4 and 4.0 are the same net
             if param.is_required or freeze(value) != freeze(param.default) or type(value) is not type(param.default):
                 kept.append((param.name, freeze(value)))
         return tuple(sorted(kept))
@@ -605,7 +684,9 @@ class _Parser:
         if not items:
             self.complain(node.mark, "taps is empty", "leave it away: the last stage is the default")
         for item in items:
-            if item.value not in names:
+            if item.kind != "scalar":
+                self.complain(item.mark, f"taps must be names of stages, read {item.shown()}", near("", names))
+            elif item.value not in names:
                 self.complain(item.mark, f"taps: no stage {item.shown()}", near(item.value, names))
         chosen = {item.value for item in items if item.kind == "scalar"}
         return tuple(n for n in names if n in chosen)
@@ -642,15 +723,16 @@ class _Parser:
         return tuple(sorted(found))
 
 
-def _absurd(value: Any) -> str:
-    """The first number in an argument that no network could mean."""
+def _absurd(value: Any, limit: int) -> str:
+    """The first number in an argument that no network could mean, and the limit."""
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return ""
     if isinstance(value, Mapping):
-        return next((bad for v in value.values() if (bad := _absurd(v))), "")
+        inner = ((v, MAX_WINDOW if k in _WINDOWS else limit) for k, v in value.items())
+        return next((bad for v, most in inner if (bad := _absurd(v, most))), "")
     if isinstance(value, (list, tuple)):
-        return next((bad for v in value if (bad := _absurd(v))), "")
-    return "" if abs(value) <= MAX_ARGUMENT else str(value)
+        return next((bad for v in value if (bad := _absurd(v, limit))), "")
+    return "" if abs(value) <= limit else f"{value} (at most {limit:,})"
 
 
 # ---------------------------------------------------------------------------------------------- --set
@@ -694,21 +776,24 @@ def _shift(node: Node, columns: int) -> None:
 def _assign(root: Node, path: list[str], value: Node) -> tuple[str, str] | None:
     if root.kind != "map":
         return "the spec is not a map", ""
-    stages = root.value["stages"][1].value if "stages" in root.value else {}
-    stages = stages if isinstance(stages, dict) else {}
+    stages_node = root.value["stages"][1] if "stages" in root.value else None
+    stages = stages_node.value if stages_node is not None and stages_node.kind == "map" else {}
+    if path[0] == "stages" and len(path) > 1 and path[1] in stages:
+        path = path[1:]
     is_stage = path[0] in stages
     if not is_stage and path[0] not in _TOP_KEYS:
         return f"no stage or top-level key {path[0]!r}", near(path[0], [*stages, *_TOP_KEYS])
-    node = root.value["stages"][1] if is_stage else root
+    node = stages_node if is_stage and stages_node is not None else root
+    if is_stage and len(path) > 1 and path[1].isdecimal() and stages[path[0]][1].kind == "map":
+        if int(path[1]) != 0:
+            return f"{'.'.join(path)}: stage {path[0]} has one row, numbered 0", ""
+        del path[1]  # a stage written as a single row: s4.0.kernel means s4.kernel
     for step, key in enumerate(path):
         is_last = step == len(path) - 1
-        if key.isdecimal() and node.kind == "map" and step == 1 and is_stage:
-            if int(key) != 0:
-                return f"{'.'.join(path)}: stage {path[0]} has one row, numbered 0", ""
-            continue  # a stage written as a single row: s4.0.kernel means s4.kernel
         if node.kind == "list":
             if not key.isdecimal() or int(key) >= len(node.value):
-                return f"{'.'.join(path)}: {key!r} is no row number", f"rows are 0 to {len(node.value) - 1}"
+                whole = "items" if not is_stage else "rows"
+                return f"{'.'.join(path)}: {key!r} is no number of one", f"{whole} are 0 to {len(node.value) - 1}"
             if is_last:
                 node.value[int(key)] = value
             else:
@@ -718,11 +803,27 @@ def _assign(root: Node, path: list[str], value: Node) -> tuple[str, str] | None:
                 node.value[key] = (value.mark, value)
             else:
                 if key not in node.value:
-                    node.value[key] = (value.mark, Node("map", {}, value.mark))
+                    node.value[key] = (value.mark, _inherited(root, node, key, value.mark))
                 node = node.value[key][1]
         else:
             return f"{'.'.join(path)}: {key!r} is inside the plain value {node.shown()}", ""
     return None
+
+
+def _inherited(root: Node, row: Node, key: str, mark: Mark) -> Node:
+    """What `se.ratio` changes in a row that has no `se` of its own: that of its define, of the defaults, or nothing."""
+
+    def inside(node: Node | None, name: object) -> Node | None:
+        is_there = node is not None and node.kind == "map" and isinstance(name, str) and name in node.value
+        return node.value[name][1] if node is not None and is_there else None
+
+    block = inside(row, "block")
+    defined = inside(inside(root, "define"), block.value if block is not None and block.kind == "scalar" else None)
+    for place in (defined, inside(root, "defaults") if block is not None else None):
+        found = inside(place, key)
+        if found is not None:
+            return copy.deepcopy(found) if found.kind == "map" else Node("map", {}, mark)
+    return Node("map", {}, mark)
 
 
 # ---------------------------------------------------------------------------------------------- entry points
@@ -751,15 +852,19 @@ def read_text(path: Path) -> str:
     try:
         if path.is_dir():
             raise BblabError(f"{path} is a folder", hint="name a .yaml file in it")
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise BblabError(f"{path}: {path.stat().st_size:,} bytes; a spec has at most {MAX_FILE_BYTES:,}")
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:  # a bounded read: a device or a pipe has no size to look at
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            size = f"{path.stat().st_size:,} bytes" if path.is_file() else "endless"
+            raise BblabError(f"{path}: {size}; a spec has at most {MAX_FILE_BYTES:,} bytes", hint="is this a spec?")
+        return data.decode("utf-8-sig")
     except FileNotFoundError:
         raise BblabError(f"no file {path}", hint="check the path; `bblab specs` lists the built-in names") from None
     except UnicodeDecodeError as error:
-        raise BblabError(f"{path}: not UTF-8 text (byte {error.start})", hint="is this a spec?") from None
-    except OSError as error:
-        raise BblabError(f"{path}: {error.strerror}", hint="check the path and its permissions") from None
+        raise BblabError(f"{path}: not UTF-8 text (byte {error.start})", hint="save it as UTF-8") from None
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise BblabError(f"{path}: {said}", hint="check the path and its permissions") from None
 
 
 def resolve(
@@ -771,25 +876,38 @@ def resolve(
 ) -> ArchSpec:
     """A spec from what a person types: a built-in or lab name, a path, `timm:NAME`, and any of them cut (`@s16`)."""
     base, at, cut = reference.rpartition("@")
-    if not at or "/" in cut or "\\" in cut:
-        base, cut = reference, ""
-    library = base.partition(":")[0]
-    if library in LIBRARIES and ":" in base:
+    if not at or "/" in cut or "\\" in cut or cut.endswith((".yaml", ".yml")):
+        base, at, cut = reference, "", ""
+    if at and not cut:
+        raise BblabError(f"{reference!r} ends with @", hint=f"a cut is {base}@s16 or {base}@STAGE")
+    library, colon, _ = base.partition(":")
+    is_path = base.endswith((".yaml", ".yml")) or "/" in base or "\\" in base
+    if colon and library not in LIBRARIES and not is_path:
+        raise BblabError(f"no library {library!r}", hint=near(library, LIBRARIES))
+    if library in LIBRARIES and colon:
         if edits:
             raise BblabError(f"--set cannot change {base}: its layers are {library}'s", hint="write a spec instead")
         if not base.partition(":")[2]:
             raise BblabError(f"{base!r} names no network", hint=f"for instance {library}:resnet18")
         return ArchSpec(name=reference, library=base, cut=cut or None)
-    if base.endswith((".yaml", ".yml")) or "/" in base or "\\" in base:
-        path = Path(base).expanduser()
+    if is_path:
+        path = expanded(base)
     else:
         known = rooms.files("arch_specs", ".yaml")
         if base not in known:
             hint = near(base, known) + "; a file is named with its ending (./my.yaml), timm's nets as timm:NAME"
-            raise BblabError(f"no spec {base!r}", hint=hint)
+            raise BblabError(f"no spec {base[:MAX_NAME]!r}", hint=hint)
         path = known[base]
     spec = parse(read_text(path), kinds, file=_shown(path), name=path.stem, edits=edits)
-    return cut_at(spec, cut) if at and cut else spec
+    return cut_at(spec, cut) if at else spec
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with ~ as the home folder. Raises BblabError for the home of nobody."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise BblabError(f"{path}: {error}", hint="write the path in full") from None
 
 
 def _shown(path: Path) -> str:
