@@ -25,6 +25,10 @@ from bblab.spec import BlockInfo, Param, Row
 if TYPE_CHECKING:
     from torch import nn
 
+# Bounds one block, so that `branches: 60000` is a message and not minutes of building. Chosen by us: ten times
+# the modules of the largest stage in the zoo.
+MAX_LAYERS = 16_384
+
 # The engine's folder holds only this file; in a wheel the block files lie beside it, in a checkout in the room.
 __path__ = [str(room("blocks"))]
 
@@ -39,7 +43,7 @@ def infos(rooms: Rooms) -> dict[str, BlockInfo]:
         for path in sorted(folder.glob("*.py")):
             if path.name.startswith(("_", ".")):
                 continue
-            for info, is_replacing in _read(path, origin, _stamp(path)):
+            for info, is_replacing in _read(path, origin, _stamps(path, origin)):
                 old = found.get(info.kind)
                 if old is not None and not is_replacing:
                     raise BblabError(
@@ -50,23 +54,48 @@ def infos(rooms: Rooms) -> dict[str, BlockInfo]:
     return found
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
+Stamp = tuple[int, int]
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from None
     return status.st_mtime_ns, status.st_size
 
 
+def _stamps(path: Path, origin: str) -> tuple[Stamp, ...]:
+    """Changes when the file or, in a lab, a file of the lab that it imports does."""
+    return tuple(_stamp(p) for p in _with_imports(path, origin))
+
+
+def _unreadable(path: Path, error: Exception) -> BblabError:
+    said = getattr(error, "strerror", None) or error
+    return BblabError(f"{path}: cannot be read: {said}", hint="mend the file, or move it out of the room `blocks`")
+
+
 @cache
-def _read(path: Path, origin: str, stamp: tuple[int, int]) -> tuple[tuple[BlockInfo, bool], ...]:
+def _parsed(path: Path, stamp: Stamp) -> ast.Module:
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        return ast.parse(path.read_bytes(), filename=str(path))  # bytes: Python's own rules for the encoding
     except SyntaxError as error:
-        raise BblabError(f"{path}:{error.lineno}: not Python: {error.msg}", hint="mend the file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BblabError(f"{path}: cannot be read: {error}", hint="mend or move the file") from None
+        hint = "mend the file, or move it out of the room `blocks`"
+        raise BblabError(f"{path}:{error.lineno}: not Python: {error.msg}", hint=hint) from None
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise _unreadable(path, error) from None
+
+
+@cache
+def _read(path: Path, origin: str, stamps: tuple[Stamp, ...]) -> tuple[tuple[BlockInfo, bool], ...]:
+    tree = _parsed(path, stamps[0])
     module_doc = ast.get_docstring(tree) or ""
     found = []
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    for node in classes.values():
+    own = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    helpers = [_parsed(p, _stamp(p)).body for p in _with_imports(path, origin)[1:]]
+    # A base class may stand in a file that this one imports.
+    classes = {node.name: node for body in helpers for node in body if isinstance(node, ast.ClassDef)} | own
+    for node in own.values():
         marks = [d for d in node.decorator_list if isinstance(d, ast.Call) and _last_name(d.func) == "block"]
         if marks:
             flags = {k.arg: getattr(k.value, "value", None) for k in marks[0].keywords}
@@ -76,7 +105,7 @@ def _read(path: Path, origin: str, stamp: tuple[int, int]) -> tuple[tuple[BlockI
             found.append(
                 (_info(name.value, path, origin, node, classes, module_doc, flags), bool(flags.get("replace")))
             )
-        elif origin == "lab" and _is_module(node, classes):
+        elif origin == "lab" and _is_module(node, classes) and _takes_channels(node, classes):
             info = _info(f"{path.stem}.{node.name}", path, origin, node, classes, module_doc, {})
             found.append((info, False))
     return tuple(found)
@@ -87,10 +116,10 @@ def _last_name(node: ast.expr) -> str:
 
 
 def _is_module(node: ast.ClassDef, classes: dict[str, ast.ClassDef], depth: int = 0) -> bool:
-    """Whether a class looks like an nn.Module: by its base's name, or by a base class in the same file."""
+    """Whether a class looks like an nn.Module: its base is one of torch.nn, or a class of the lab that is one."""
     for base in node.bases:
         name = _last_name(base)
-        if name in ("Module", "Sequential"):
+        if name in ("Module", "Sequential") or (isinstance(base, ast.Attribute) and _last_name(base.value) == "nn"):
             return True
         if (
             name in classes
@@ -100,6 +129,12 @@ def _is_module(node: ast.ClassDef, classes: dict[str, ast.ClassDef], depth: int 
         ):
             return True
     return False
+
+
+def _takes_channels(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> bool:
+    """Whether two channel counts can be its first arguments: a pasted file also has activations and whole nets."""
+    init = _init_of(node, classes)
+    return init is not None and (len([*init.args.posonlyargs, *init.args.args]) > 2 or init.args.vararg is not None)
 
 
 def _init_of(node: ast.ClassDef, classes: dict[str, ast.ClassDef], depth: int = 0) -> ast.FunctionDef | None:
@@ -158,7 +193,7 @@ def _literal(node: ast.expr | None) -> Any:
         return None
     try:
         return ast.literal_eval(node)
-    except ValueError:
+    except (ValueError, TypeError):
         return ast.unparse(node)
 
 
@@ -167,29 +202,34 @@ def _literal(node: ast.expr | None) -> Any:
 
 def code_files(info: BlockInfo) -> list[Path]:
     """The files whose text decides what a block does: its own and, in a lab, the lab's files that it imports."""
-    files = [info.file]
-    if info.origin == "lab":
-        for path in files:
-            files.extend(p for p in _lab_imports(path, _stamp(path)) if p not in files)
+    return _with_imports(info.file, info.origin)
+
+
+def _with_imports(path: Path, origin: str) -> list[Path]:
+    files = [path]
+    if origin == "lab":
+        for file in files:
+            files.extend(p for p in _lab_imports(file, _stamp(file)) if p not in files)
     return files
 
 
 @cache
-def _lab_imports(path: Path, stamp: tuple[int, int]) -> tuple[Path, ...]:
+def _lab_imports(path: Path, stamp: Stamp) -> tuple[Path, ...]:
     """The lab's own files that a lab file imports: relative imports within its room."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            names = [node.module] if node.module else [alias.name for alias in node.names]
-            for name in names:
-                candidate = path.parent / (name.replace(".", "/") + ".py")
-                if candidate.is_file():
-                    found.append(candidate)
-    return tuple(found)
+    found: list[Path] = []
+    for node in ast.walk(_parsed(path, stamp)):
+        if not isinstance(node, ast.ImportFrom) or node.level == 0:
+            continue
+        folder = path.parents[node.level - 1] if node.level <= len(path.parents) else path.parent
+        base = folder / (node.module or "").replace(".", "/")
+        names = [base, *(base / alias.name for alias in node.names)]
+        places = [p for n in names for p in (n.with_name(n.name + ".py"), n / "__init__.py")]
+        found.extend(p for p in places if p.is_file() and p != path)
+    return tuple(dict.fromkeys(found))
 
 
 @cache
-def _digest(path: Path, stamp: tuple[int, int]) -> str:
+def _digest(path: Path, stamp: Stamp) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -204,7 +244,7 @@ def code_version(info: BlockInfo) -> str:
 
 def load(info: BlockInfo) -> type[Any]:
     """The block's class. Imports torch. Raises BblabError when a user's file cannot be imported."""
-    module = _import(info.file, info.origin)
+    module = _import(info)
     cls = getattr(module, info.class_name, None)
     if not inspect.isclass(cls):
         raise BblabError(
@@ -213,36 +253,53 @@ def load(info: BlockInfo) -> type[Any]:
     return cls
 
 
-def _import(path: Path, origin: str) -> types.ModuleType:
-    if origin == "built-in":
-        return importlib.import_module(f"bblab.blocks.{path.stem}")
-    package = _lab_package(path.parent)
+def _import(info: BlockInfo) -> types.ModuleType:
+    """The block's module, loaded anew when its file, or in a lab a file that it imports, has changed."""
+    path = info.file
+    stamps = tuple(_stamp(p) for p in code_files(info))
+    package = "bblab.blocks" if info.origin == "built-in" else _lab_package(path.parent)
     name = f"{package}.{path.stem}"
-    status = path.stat()
     known = sys.modules.get(name)
-    if known is not None and getattr(known, "__bblab_stamp__", None) == (status.st_mtime_ns, status.st_size):
+    if known is not None and getattr(known, "__bblab_stamps__", stamps) == stamps:
+        known.__bblab_stamps__ = stamps  # type: ignore[attr-defined]
         return known
-    sys.modules.pop(name, None)
-    for other in [m for m in sys.modules if m.startswith(package + ".")]:
-        del sys.modules[other]  # one edited file may be imported by the others
+    # One edited file may be imported by the others of a lab. Built-in block files import no other.
+    for other in [m for m in sys.modules if m == name or (info.origin == "lab" and m.startswith(package + "."))]:
+        del sys.modules[other]
+    writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
+        # No bytecode: Python holds it against whole seconds and the size, and would miss a quick `3` to `5`.
         module = importlib.import_module(name)
-    except BblabError:
-        raise
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
+    except (Exception, SystemExit) as error:
+        if info.origin == "built-in":
             raise
-        last = error.__traceback__
-        line = ""
-        while last is not None:
-            if last.tb_frame.f_code.co_filename == str(path):
-                line = f":{last.tb_lineno}"
-            last = last.tb_next
         raise BblabError(
-            f"{path}{line}: cannot be imported: {type(error).__name__}: {error}", hint="mend the file, then try again"
+            f"{path}{line_in(path, error)}: cannot be imported: {type(error).__name__}: {error}",
+            hint=_import_hint(path, error),
         ) from error
-    module.__bblab_stamp__ = (status.st_mtime_ns, status.st_size)  # type: ignore[attr-defined]
+    finally:
+        sys.dont_write_bytecode = writes_bytecode
+    module.__bblab_stamps__ = stamps  # type: ignore[attr-defined]
     return module
+
+
+def line_in(path: Path, error: BaseException) -> str:
+    """ ":12" where the error passed through line 12 of the file; the innermost such line."""
+    line, last = "", error.__traceback__
+    while last is not None:
+        if last.tb_frame.f_code.co_filename == str(path):
+            line = f":{last.tb_lineno}"
+        last = last.tb_next
+    return line
+
+
+def _import_hint(path: Path, error: BaseException) -> str:
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if missing and (path.with_name(f"{missing}.py").is_file() or path.with_name(missing).is_dir()):
+        return f"files of a lab import each other relatively: from .{missing} import ..."
+    if missing:
+        return f"install the package that has it (pip install {missing}?), or do without it"
+    return "mend the file, then try again"
 
 
 def _lab_package(folder: Path) -> str:
@@ -271,8 +328,23 @@ def make(row: Row, in_ch: int | tuple[int, ...], info: BlockInfo, *, device: Any
     accepted = inspect.signature(cls).parameters
     if "device" in accepted:
         kwargs["device"] = device
-    with torch.device(device) if device is not None else torch.device("cpu"):
-        return cls(first, out, **kwargs)
+    count = 0
+
+    def counted(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > MAX_LAYERS:
+            hint = "is one of its arguments too large?"
+            raise BblabError(f"{row.kind} has more than {MAX_LAYERS:,} layers", hint=hint)
+
+    handle = torch.nn.modules.module.register_module_module_registration_hook(counted)
+    try:
+        with torch.device(device) if device is not None else torch.device("cpu"):
+            return cls(first, out, **kwargs)
+    except SystemExit as error:  # a pasted script's way to end
+        raise RuntimeError(f"it called exit({error.code})") from None
+    finally:
+        handle.remove()
 
 
 def get(kind: str, kinds: dict[str, BlockInfo]) -> BlockInfo:
