@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import bblab
 from bblab import blocks, ops
@@ -22,7 +25,7 @@ from bblab.analysis import geometry as geo
 from bblab.analysis import rules
 from bblab.analysis.cost import op_costs
 from bblab.analysis.net import SUMS, Analyst, NetCost
-from bblab.errors import BblabError, RunError, near
+from bblab.errors import BblabError, RunError
 from bblab.ops import Form
 from bblab.spec import ArchSpec, BlockInfo
 from bblab.store import NewRun, Store
@@ -30,7 +33,7 @@ from bblab.store import NewRun, Store
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bblab.latency import Candidate, Plan, Timing
+    from bblab.latency import Candidate, Outcome, Plan, Race, Timing, Verdict
 
 REFERENCE = "resnet18"
 """The fixed reference of every latency ratio: its deploy form at the same input size."""
@@ -137,6 +140,19 @@ class Partial(BblabError):
 
 
 @dataclass(frozen=True, slots=True)
+class Bench:
+    """What `bench` and `duel` measured: sessions, their stored rows (a `latency` element each), and what went wrong."""
+
+    outcomes: tuple[Outcome, ...]
+    rows: tuple[Mapping[str, Any], ...]
+    problems: tuple[BblabError, ...]
+
+    @property
+    def run_ids(self) -> list[int]:
+        return [row["samples_id"] for row in self.rows if "samples_id" in row]
+
+
+@dataclass(frozen=True, slots=True)
 class SpecEntry:
     """One line of `bblab specs`."""
 
@@ -148,6 +164,21 @@ class SpecEntry:
     cost: NetCost | None = field(default=None, compare=False)
     train: NetCost | None = field(default=None, compare=False)
     spec: ArchSpec | None = field(default=None, compare=False)
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _to_stderr(method: Callable[P, R]) -> Callable[P, R]:
+    """What a user's block prints goes to stderr: stdout belongs to the command, and to JSON alone with `--json -`."""
+
+    @wraps(method)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with redirect_stdout(sys.stderr):
+            return method(*args, **kwargs)
+
+    return wrapped
 
 
 @cache
@@ -164,8 +195,13 @@ class Lab:
     """The rooms, the analyst and the notebook of one lab folder."""
 
     def __init__(self, folder: Path | str | None = None) -> None:
-        self.folder = Path(folder).expanduser() if folder is not None else places.default_lab_dir()
-        if self.folder.exists() and not self.folder.is_dir():
+        self.folder = language.expanded(folder) if folder is not None else places.default_lab_dir()
+        try:
+            is_wrong = self.folder.exists() and not self.folder.is_dir()
+        except (OSError, ValueError) as error:
+            said = getattr(error, "strerror", None) or error
+            raise BblabError(f"the lab {self.folder}: {said}", hint="name a folder with --lab DIR") from None
+        if is_wrong:
             raise BblabError(f"the lab {self.folder} is a file", hint="name a folder with --lab DIR")
         self.rooms = places.Rooms(self.folder)
         self.notices: list[str] = []
@@ -192,6 +228,26 @@ class Lab:
         """A spec from a name, a path, `timm:NAME`, `torchvision:NAME`, or a cut of one (`NAME@s16`)."""
         return language.resolve(reference, self.rooms, self.kinds, edits=edits)
 
+    def _built_in(self, reference: str) -> ArchSpec:
+        """A spec of ours, also where the lab has a file of its name: ratios are against the same net in every lab."""
+        base, at, cut = reference.partition("@")
+        return language.resolve(f"{places.room('arch_specs') / base}.yaml{at}{cut}", self.rooms, self.kinds)
+
+    def every(self, references: Sequence[str | ArchSpec], edits: Sequence[str]) -> list[ArchSpec]:
+        """All of these specs. Raises SpecError with the mistakes of all of them."""
+        found, mistakes = [], []
+        for reference in references:
+            try:
+                found.append(reference if isinstance(reference, ArchSpec) else self.spec(reference, edits))
+            except BblabError as error:
+                mistakes.append(error)
+        if len(mistakes) > 1:
+            raise BblabError("\n".join(str(m) for m in mistakes))
+        if mistakes:
+            raise mistakes[0]
+        return found
+
+    @_to_stderr
     def specs(self, *, with_costs: bool = True) -> list[SpecEntry]:
         """Every spec of the rooms; a broken one is listed with its error."""
         found = []
@@ -215,38 +271,68 @@ class Lab:
         return [asdict(r) for r in recipe.read_all(self.rooms)]
 
     def new(self, name: str, like: str, edits: Sequence[str] = ()) -> Path:
-        """Write `arch_specs/NAME.yaml` of this lab as a copy of another spec. Never overwrites."""
-        if not name.replace("_", "").replace("-", "").isalnum():
-            raise BblabError(f"{name!r} is no name for a spec", hint="letters, digits, - and _")
+        """Write `arch_specs/NAME.yaml` of this lab as a copy of another spec, or of a cut of it. Never overwrites."""
+        if not (name.replace("_", "").replace("-", "").isalnum() and name.isascii()) or len(name) > language.MAX_NAME:
+            shown = name if len(name) <= language.MAX_NAME else name[: language.MAX_NAME] + "..."
+            hint = f"letters, digits, - and _, at most {language.MAX_NAME}"
+            raise BblabError(f"{shown!r} is no name for a spec", hint=hint)
         target = self.folder / "arch_specs" / f"{name}.yaml"
-        if target.exists():
+        if target.exists() or target.is_symlink():
             raise BblabError(f"{target} exists already", hint="choose another name, or edit that file")
         if name in self.rooms.files("arch_specs", ".yaml"):
             raise BblabError(f"{name!r} is a built-in spec", hint="choose another name")
-        known = self.rooms.files("arch_specs", ".yaml")
-        path = known.get(like) or Path(like).expanduser()
-        if like not in known and not like.endswith((".yaml", ".yml")):
-            raise BblabError(f"no spec {like!r}", hint=near(like, known))
-        text = language.read_text(path)
-        spec = language.parse(text, self.kinds, file=str(path), name=path.stem, edits=edits)
-        if edits:
-            root = language.read_yaml(text, str(path))
-            language.apply_set(root, edits)
-            text = _dump(root.plain())
-        text = _renamed(text, name, spec)
+        wanted = self.spec(like, edits)
+        if wanted.library:
+            raise BblabError(f"{like} has no file to copy: its layers are the library's", hint="begin from one of ours")
+        text = self._renamed(name, like, edits, wanted)
+        partial = target.with_suffix(f".yaml.{os.getpid()}.partial")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_suffix(".yaml.partial")
             partial.write_text(text, encoding="utf-8")
-            partial.rename(target)
+            try:
+                os.link(partial, target)  # never over a file made meanwhile
+            finally:
+                partial.unlink(missing_ok=True)
+        except FileExistsError:
+            raise BblabError(f"{target} exists already", hint="choose another name, or edit that file") from None
         except OSError as error:
             raise RunError(
                 f"{target} cannot be written: {error.strerror}", hint="choose a lab with --lab DIR"
             ) from None
         return target
 
+    def _renamed(self, name: str, like: str, edits: Sequence[str], wanted: ArchSpec) -> str:
+        """The file of `like` under another name, with its comments where nothing else changes."""
+        base, _, cut = like.rpartition("@") if wanted.name.endswith("@" + like.rpartition("@")[2]) else (like, "", "")
+        path = self.rooms.files("arch_specs", ".yaml").get(base) or language.expanded(base)
+        text = language.read_text(path)
+        about = f"Made from {wanted.name}; say here what is different and why."
+        if not edits and not cut:
+            renamed = _with_lines(text, name, about)
+            if self._is_same(renamed, name, wanted):
+                return renamed
+        root = language.read_yaml(text, str(path))
+        language.apply_set(root, edits)
+        value = {**root.plain(), "name": name, "about": about}
+        if cut:
+            kept = [stage.name for stage in wanted.stages]
+            value["stages"] = {stage: value["stages"][stage] for stage in kept}
+            value["taps"] = list(wanted.taps)
+            value.pop("head", None)
+        text = _dump({key: value[key] for key in ("name", "about", *value) if value[key] is not None})
+        assert self._is_same(text, name, wanted), text
+        return text
+
+    def _is_same(self, text: str, name: str, wanted: ArchSpec) -> bool:
+        try:
+            spec = language.parse(text, self.kinds, name=name)
+        except BblabError:
+            return False
+        return spec.name == name and spec.spec_id == wanted.spec_id
+
     # ------------------------------------------------------------------------------------------ profiling
 
+    @_to_stderr
     def profile(
         self,
         references: Sequence[str | ArchSpec],
@@ -264,8 +350,7 @@ class Lab:
         Raises SpecError for wrong specs before anything is measured. Raises Partial, with the profiles as far as
         they are known, when measuring was interrupted or failed, or the notebook cannot be written.
         """
-        specs = [r if isinstance(r, ArchSpec) else self.spec(r, edits) for r in references]
-        profiles = [self._analysed(spec, verify) for spec in specs]
+        profiles = [self._analysed(spec, verify) for spec in self.every(references, edits)]
         stopped: BblabError | None = None
         if latency:
             profiles, stopped = self._timed(profiles, plan, on_progress)
@@ -281,6 +366,7 @@ class Lab:
             raise Partial(profiles, stopped)
         return profiles
 
+    @_to_stderr
     def layers(self, spec: ArchSpec) -> list[dict[str, Any]]:
         """Every operation as far as the last tap, both forms, at the spec's own input."""
         found = []
@@ -303,12 +389,14 @@ class Lab:
                     )
         return found
 
+    @_to_stderr
     def witnesses(self, spec: ArchSpec, names: Sequence[str]) -> list[dict[str, Any]]:
         """Other counters' figures for both forms at the spec's own input, each difference explained op by op."""
         from bblab.analysis import witness
 
         return [witness.compare(spec, self.kinds, form, name) for form in ("train", "deploy") for name in names]
 
+    @_to_stderr
     def check(self, reference: str | ArchSpec, edits: Sequence[str] = ()) -> Profile:
         """A profile without latency and without the measured difference: what `bblab check` looks at."""
         spec = reference if isinstance(reference, ArchSpec) else self.spec(reference, edits)
@@ -353,7 +441,7 @@ class Lab:
         if geometry is not None and spec.library is None:
             side = geometry.search.size_px
             try:
-                peer = analyst.cost(self.spec(PEER), "deploy", (side, side))
+                peer = analyst.cost(self._built_in(PEER), "deploy", (side, side))
                 own = analyst.cost(spec, "deploy", (side, side))
             except BblabError:
                 peer = own = None
@@ -371,18 +459,24 @@ class Lab:
 
     def _remembered_difference(self, spec: ArchSpec) -> float | None:
         text = ops.MEMORY.text(self._difference_key(spec))
-        return float(text) if text else None
+        try:
+            return float(text) if text else None
+        except ValueError:
+            return None  # only a cache
 
     def _difference(self, spec: ArchSpec) -> float | None:
         known = self._remembered_difference(spec)
         if known is not None:
             return known
+        if too_large := _too_large(self.analyst.cost(spec, "train")):
+            self.notices.append(f"{spec.name}: the two forms were not compared: {too_large}")
+            return None
         from bblab import build
 
         try:
             measured = build.deploy_difference(spec, self.kinds)
         except BblabError as error:
-            self.notices.append(f"{spec.name}: the two forms were not compared: {error.message}")
+            self.notices.append(error.message)
             return None
         except Exception as error:  # a user's block may fail on real numbers where the meta device passed
             said = (str(error).strip().splitlines() or [""])[0]
@@ -420,30 +514,232 @@ class Lab:
         timed = list(profiles)
         stopped: BblabError | None = None
         for (channels, height, width), members in sessions.items():
-            candidates: list[Candidate] = []
+            fitting = []
             for i in members:
+                if too_large := _too_large(profiles[i].train):
+                    self.notices.append(f"{profiles[i].spec.name}: its latency was not measured: {too_large}")
+                else:
+                    fitting.append(i)
+            if not fitting:
+                continue
+            candidates: dict[tuple[int, str], Candidate] = {}
+            names: dict[str, str] = {}
+            for i in fitting:
+                spec = profiles[i].spec
+                # Two files may give one name to two nets.
+                is_other = names.setdefault(spec.name, spec.spec_id) != spec.spec_id
                 for form in ("deploy", "train"):
-                    c = self.candidate(profiles[i].spec, form, (height, width))
-                    if c.label not in [known.label for known in candidates]:
-                        candidates.append(c)
-            base = replace(self.spec(REFERENCE), head=None, input=(channels, height, width))
+                    c = self.candidate(spec, form, (height, width))
+                    candidates[i, form] = replace(c, label=f"{spec.name} {spec.spec_id} {form}") if is_other else c
+            base = replace(self._built_in(REFERENCE), head=None, input=(channels, height, width))
             reference = self.candidate(base, "deploy", (height, width))
-            same = next((c for c in candidates if c.label == reference.label), None)
+            ours = self._built_in(REFERENCE).spec_id
+            is_reference = {i for i in fitting if profiles[i].spec.spec_id == ours}
+            same = next((candidates[i, "deploy"] for i in is_reference), None)
+            if same is None and reference.label in [c.label for c in candidates.values()]:
+                reference = replace(reference, label=f"{reference.label} (built-in)")
             try:
                 results = latency.measure(
-                    candidates, same or reference, plan=plan or latency.Plan(), on_progress=on_progress
+                    list({c.label: c for c in candidates.values()}.values()),
+                    same or reference,
+                    plan=plan or latency.Plan(),
+                    on_progress=on_progress,
                 )
             except (latency.Interrupted, latency.Broken) as error:
                 results, stopped = list(error.partial), error
             except BblabError as error:
                 results, stopped = [], error
             by_label = {t.label: t for t in results}
-            for i in members:
-                own = [by_label.get(f"{profiles[i].spec.name} {form}") for form in ("deploy", "train")]
+            for i in fitting:
+                own = [by_label.get(candidates[i, form].label) for form in ("deploy", "train")]
                 timed[i] = replace(profiles[i], timings=tuple(t for t in own if t is not None))
             if stopped is not None:
                 break
         return timed, stopped
+
+    # -- bench and duel
+
+    @_to_stderr
+    def bench(
+        self,
+        references: Sequence[str | ArchSpec],
+        *,
+        edits: Sequence[str] = (),
+        device: str = "host",
+        runtimes: Sequence[str] = ("ort",),
+        threads: Sequence[int] = (1,),
+        forms: Sequence[Form] = ("deploy",),
+        size: str | int = "search",
+        reference: str | ArchSpec = REFERENCE,
+        fps: float | None = None,
+        plan: Plan | None = None,
+        store: bool = True,
+        on_progress: Progress | None = None,
+    ) -> Bench:
+        """Latency of each spec beside the reference, in one session a runtime, number of threads, pace and size.
+
+        `size` is "search", "template" or pixels; with `fps` each net is also timed at that pace. A session goes on
+        until the ranking has separated, as far as `plan` lets it. Each session is stored when it ends. Raises
+        BblabError for wrong names before anything is measured; what goes wrong later is in `Bench.problems`.
+        """
+        from bblab import latency
+
+        specs = list({s.spec_id + s.name: s for s in self.every(references, edits)}.values())
+        base = reference if isinstance(reference, ArchSpec) else self._named(reference)
+        shapes: dict[tuple[int, int, int], list[ArchSpec]] = {}
+        for spec in specs:
+            shapes.setdefault(self._bench_input(spec, size), []).append(spec)
+        by_label: dict[str, ArchSpec] = {}
+        races = []
+        for (channels, height, width), members in shapes.items():
+            side = (height, width)
+            against = self.candidate(replace(base, head=None, input=(channels, *side)), "deploy", side)
+            candidates: dict[str, Candidate] = {}
+            for spec in members:
+                for form in forms:
+                    c = self.candidate(spec, form, side)
+                    if c.label in by_label and by_label[c.label].spec_id != spec.spec_id:  # two files, one name
+                        c = replace(c, label=f"{spec.name} {spec.spec_id} {form}")
+                    candidates[c.label] = c
+                    by_label[c.label] = spec
+                    if spec.spec_id == base.spec_id and form == "deploy":
+                        against = c
+            if against.label in candidates and candidates[against.label] != against:
+                against = replace(against, label=f"{against.label} (reference)")
+            by_label.setdefault(against.label, base)
+            races += [
+                latency.Race(tuple(candidates.values()), against, runtime, count, pace)
+                for runtime in runtimes
+                for count in threads
+                for pace in ([None] if fps is None else [None, fps])
+            ]
+        return self._raced(races, by_label, device, plan or latency.Plan(max_processes=11), store, on_progress)
+
+    @_to_stderr
+    def duel(
+        self,
+        a: str | ArchSpec,
+        b: str | ArchSpec,
+        *,
+        edits: Sequence[str] = (),
+        device: str = "host",
+        runtimes: Sequence[str] = ("ort",),
+        threads: Sequence[int] = (1,),
+        forms: Sequence[Form] = ("deploy",),
+        size: str | int = "search",
+        reference: str | ArchSpec | None = None,
+        fps: float | None = None,
+        plan: Plan | None = None,
+        store: bool = True,
+        on_progress: Progress | None = None,
+    ) -> tuple[list[Verdict], Bench]:
+        """Two specs in turn until it is clear which is faster, or the plan's budget ends: a verdict a session.
+
+        A is the reference of B, so nothing else runs between them; the speedometer and A itself show a drift.
+        """
+        from bblab import latency
+
+        one, two = self.every([a, b], edits)
+        third = None if reference is None else self._named(reference)
+        shapes = {self._bench_input(spec, size) for spec in (one, two)}
+        if len(shapes) > 1:
+            sides = " and ".join(f"{shape[2]} px" for shape in sorted(shapes))
+            raise BblabError(f"the two have different sizes, {sides}", hint="give both the same with --size N")
+        channels, height, width = shapes.pop()
+        by_label: dict[str, ArchSpec] = {}
+        races = []
+        for form in forms:
+            first, second = (self.candidate(spec, form, (height, width)) for spec in (one, two))
+            if first.label == second.label:
+                first, second = (replace(c, label=f"{c.label} ({mark})") for c, mark in ((first, "A"), (second, "B")))
+            by_label |= {first.label: one, second.label: two}
+            nets, against = (first, second), first
+            if third is not None:
+                base = replace(third, head=None, input=(channels, height, width))
+                against = self.candidate(base, "deploy", (height, width))
+                against = replace(against, label=f"{against.label} (reference)")
+                by_label[against.label] = third
+            races += [
+                latency.Race(nets, against, runtime, count, pace)
+                for runtime in runtimes
+                for count in threads
+                for pace in ([None] if fps is None else [None, fps])
+            ]
+        done = self._raced(races, by_label, device, plan or latency.DUEL, store, on_progress)
+        verdicts = []
+        for outcome in done.outcomes:
+            found = {t.label: t for t in outcome.timings}
+            pair = [found.get(c.label) for c in outcome.race.candidates]
+            if pair[0] is not None and pair[1] is not None:
+                verdicts.append(latency.verdict(pair[0], pair[1]))
+        return verdicts, done
+
+    def _named(self, reference: str) -> ArchSpec:
+        return self._built_in(reference) if reference == REFERENCE else self.spec(reference)
+
+    def _bench_input(self, spec: ArchSpec, size: str | int) -> tuple[int, int, int]:
+        """Channels, height, width. A net that names no tracker and cannot run at 255 px runs at its own input."""
+        sizes = {"search": spec.sizes_px.search, "template": spec.sizes_px.template}
+        side = sizes[size] if isinstance(size, str) else size
+        try:
+            self.analyst.cost(spec, "deploy", (side, side))
+        except BblabError:
+            if spec.tracker is not None or size != "search":
+                raise
+            self.notices.append(f"{spec.name} does not run at {side} px: timed at {spec.input[1]}x{spec.input[2]}")
+            return spec.input
+        return spec.input[0], side, side
+
+    def _raced(
+        self,
+        races: Sequence[Race],
+        by_label: Mapping[str, ArchSpec],
+        device: str,
+        plan: Plan,
+        store: bool,
+        on_progress: Progress | None,
+    ) -> Bench:
+        from bblab.latency import devices, places, run_races, runtimes
+
+        devices.find(device)
+        for race in races:
+            runtimes.find(race.runtime).version()
+        outcomes: list[Outcome] = []
+        rows: list[Mapping[str, Any]] = []
+        problems: list[BblabError] = []
+        for outcome in run_races(races, device=device, plan=plan, on_progress=on_progress):
+            outcomes.append(outcome)
+            if outcome.problem is not None:
+                problems.append(outcome.problem)
+            problems += [RunError(f"left out of {outcome.race.title}: {text}") for text in outcome.left_out]
+            if not outcome.timings:
+                continue
+            ranked = places(outcome.timings)
+            extras = {label: {"rank": rank, "tied_with": tied} for label, (rank, tied) in ranked.items()}
+            try:
+                if not store:
+                    raise RunError("not stored")
+                rows += self._stored_session(outcome.timings, by_label, extras)
+            except RunError as error:
+                if store:
+                    problems.append(error)
+                conditions = _conditions(outcome.timings[0])
+                rows += [{**t.to_json(), **extras[t.label], "conditions": conditions} for t in outcome.timings]
+        return Bench(tuple(outcomes), tuple(rows), tuple(problems))
+
+    def _stored_session(
+        self, timings: Sequence[Timing], by_label: Mapping[str, ArchSpec], extras: Mapping[str, Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        with self.notebook() as store:
+            first = timings[0]
+            conditions_id = self._store_conditions(store, first)
+            return [
+                {
+                    **self._store_timing(store, by_label[t.label], t, conditions_id, extras[t.label]),
+                    "conditions": _conditions(t),
+                }
+                for t in timings
+            ]
 
     # ------------------------------------------------------------------------------------------ the notebook
 
@@ -468,15 +764,7 @@ class Lab:
                 rows = []
                 for t in p.timings:
                     if t.session not in conditions_ids:
-                        found = {"before": dict(t.conditions_before), "after": dict(t.conditions_after)}
-                        conditions_ids[t.session] = store.add(
-                            "conditions",
-                            spec_id="",
-                            name=t.device,
-                            code_version=code_version(),
-                            inputs={"session": t.session},
-                            result=found,
-                        )
+                        conditions_ids[t.session] = self._store_conditions(store, t)
                     rows.append(self._store_timing(store, p.spec, t, conditions_ids[t.session]))
                 p = replace(p, timing_rows=tuple(rows))
                 result = {k: v for k, v in p.to_json().items() if k not in ("latency", "run_id")}
@@ -496,22 +784,34 @@ class Lab:
                 made.append(replace(p, run_id=run_id))
         return made
 
-    def _store_timing(self, store: Store, spec: ArchSpec, t: Timing, conditions_id: int) -> dict[str, Any]:
-        row = t.to_json()
+    def _store_conditions(self, store: Store, t: Timing) -> int:
+        """The state of the machine before and after a session, once for all its timings."""
+        return store.add(
+            "conditions",
+            spec_id="",
+            name=t.device,
+            code_version=code_version(),
+            inputs={"session": t.session},
+            result=_conditions(t),
+        )
+
+    def _store_timing(
+        self, store: Store, spec: ArchSpec, t: Timing, conditions_id: int, extra: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        row = {**t.to_json(), **(extra or {})}
         series: dict[str, list[float]] = {}
         counts: dict[str, list[int]] = {}
-        extra: dict[str, Any] = {}
+        words: dict[str, str] = {}
         for name, value in t.raw().items():
             if isinstance(value, str):
-                extra[name] = value
+                words[name] = value
             else:
                 series[name] = [s for process in value for s in process]
                 counts[name] = [len(process) for process in value]
         asked = ("spec", "device", "runtime", "runtime_version", "form", "precision", "threads", "input", "batch")
         inputs = {k: row[k] for k in (*asked, "warmups", "pace_fps", "reference", "model_sha256") if k in row}
         result = {k: v for k, v in row.items() if k not in inputs}
-        result.update(extra, conditions_id=conditions_id, samples_per_process=counts)
-        result["conditions"] = {"before": dict(t.conditions_before), "after": dict(t.conditions_after)}
+        result.update(words, conditions_id=conditions_id, samples_per_process=counts, conditions=_conditions(t))
         samples_id = store.add_many(
             [
                 NewRun(
@@ -535,25 +835,19 @@ class Lab:
         return rows[0].name if rows else None
 
 
-def _renamed(text: str, name: str, spec: ArchSpec) -> str:
-    """The same file under another name: its `name:` line replaced, or added on top."""
+def _with_lines(text: str, name: str, about: str) -> str:
+    """The same file with other `name:` and `about:` lines, or with these added on top."""
     lines = text.splitlines(keepends=True)
-    for i, line in enumerate(lines):
-        if line.startswith("name:"):
-            lines[i] = f"name: {name}\n"
-            break
-    else:
-        lines.insert(0, f"name: {name}\n")
-    about = f"about: Made from {spec.name}; say here what is different and why.\n"
-    for i, line in enumerate(lines):
-        if line.startswith("about:"):
-            end = i + 1
-            while end < len(lines) and lines[end].startswith((" ", "\t")):
-                end += 1
-            lines[i:end] = [about]
-            break
-    else:
-        lines.insert(1, about)
+    for place, (key, value) in enumerate((("name", name), ("about", about))):
+        new = f"{key}: {json.dumps(value) if ':' in value or '#' in value else value}\n"
+        at = next((i for i, line in enumerate(lines) if line.startswith(f"{key}:")), None)
+        if at is None:
+            lines.insert(place, new)
+            continue
+        end = at + 1
+        while end < len(lines) and lines[end].startswith((" ", "\t")):  # a folded text
+            end += 1
+        lines[at:end] = [new]
     return "".join(lines)
 
 
@@ -563,6 +857,34 @@ def _dump(value: Any) -> str:
     return yaml.safe_dump(value, sort_keys=False, default_flow_style=None, width=110)
 
 
+def _conditions(t: Timing) -> dict[str, Any]:
+    return {"before": dict(t.conditions_before), "after": dict(t.conditions_after)}
+
+
 def as_json(value: Any) -> str:
     """JSON as `--json` prints it."""
-    return json.dumps(value, indent=1, ensure_ascii=False, default=str)
+    return json.dumps(_finite(value), indent=1, ensure_ascii=False, default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has neither NaN nor infinity: null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _too_large(cost: NetCost) -> str:
+    """Why a net is not built on this machine; "" if it fits. Checked first: the kernel ends who asks for too much."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return ""
+    # Both forms, and the activations of the batch of four that calibrates the norms.
+    needed = 3 * cost.sum("weight_bytes") + 4 * cost.peak_activation_bytes
+    if needed < memory / 2:
+        return ""
+    return f"it needs {needed / 1e9:.0f} GB, and this machine has {memory / 1e9:.0f} GB"
