@@ -44,9 +44,11 @@ def blocks(
 
 
 def _one(info: Any, out: Any) -> None:
+    from rich.text import Text
+
     from bblab.cli import tables
 
-    out.print(f"[bold]{info.kind}[/]  {info.class_name} in {common.short(info.file)}")
+    out.print(Text.assemble((info.kind, "bold"), f"  {info.class_name} in {common.short(info.file)}"), soft_wrap=True)
     out.print(info.doc or "no docstring", markup=False)
     drawn = tables.plain([("argument", "left"), ("type", "left"), ("default", "left")])
     for p in info.params:

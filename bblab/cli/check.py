@@ -32,7 +32,7 @@ def check(
     if not specs:
         raise BblabError("no spec given", hint="bblab check SPEC..., or bblab check --rules")
     opened = common.open_lab(lab)
-    profiles = [opened.check(reference, edits or ()) for reference in specs]
+    profiles = [opened.check(spec) for spec in opened.every(specs, edits or ())]
     if json:
         rows = [
             {"name": p.spec.name, "spec_id": p.spec.spec_id, "findings": [f.to_json() for f in p.findings]}
@@ -40,6 +40,8 @@ def check(
         ]
         common.write_json(json, rows)
     if json != "-":
+        from rich.text import Text
+
         from bblab.cli import card
 
         out = common.console()
@@ -50,12 +52,14 @@ def check(
                 for s in ("error", "warning", "note")
                 if (n := sum(f.severity == s for f in open_ones))
             )
-            out.print(f"[bold]{p.spec.name}[/]  {counts or 'no rule is broken'}")
+            out.print(Text.assemble((p.spec.name, "bold"), f"  {counts or 'no rule is broken'}"))
             if p.findings:
                 out.print(card.finding_lines([f.to_json() for f in p.findings]))
             out.print()
         last = f"{len(RULES)} rules: bblab check --rules · waive one with `waive: {{RULE: reason}}` in the spec"
         out.print(last + f" · next: bblab profile {specs[0]}", style="dim", markup=False, soft_wrap=True)
+    for notice in opened.notices:
+        common.warn(notice)
     if any(p.worst() == "error" for p in profiles):
         raise typer.Exit(1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,8 +30,20 @@ LabOption = Annotated[
     Path | None,
     typer.Option("--lab", metavar="DIR", help="The lab folder; else BBLAB_LAB, else your user-data folder."),
 ]
+
+
+def writable(target: str | None) -> str | None:
+    """Refuse a file that cannot be written before the work begins, not after it. Raises RunError with a remedy."""
+    if target is not None and target != "-":
+        _checked(target)
+    return target
+
+
 JsonOption = Annotated[
-    str | None, typer.Option("--json", metavar="FILE|-", help="Write JSON to a file; - is stdout and nothing else.")
+    str | None,
+    typer.Option(
+        "--json", metavar="FILE|-", callback=writable, help="Write JSON to a file; - is stdout and nothing else."
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -77,15 +90,38 @@ def write_text(target: str, text: str) -> None:
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
         sys.stdout.flush()
         return
-    path = Path(target).expanduser()
+    path = _checked(target)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        if path.exists() and not path.is_file():  # /dev/null, a pipe: nothing to put in its place
+            path.write_text(text, encoding="utf-8")
+            return
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path.resolve())  # a link keeps pointing at its file
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
-        raise RunError(
-            f"{path} cannot be written: {error.strerror}", hint="name a file in a folder you can write to"
-        ) from None
+        raise _unwritable(path, error.strerror or str(error)) from None
+
+
+def _checked(target: str) -> Path:
+    from bblab.spec import expanded
+
+    path = expanded(target)
+    if not target or path.is_dir():
+        raise _unwritable(path, "it is a folder" if target else "it has no name")
+    if not path.parent.is_dir():
+        raise _unwritable(path, f"there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise _unwritable(path, "you may not write there")
+    return path
+
+
+def _unwritable(path: Path, why: str) -> RunError:
+    return RunError(
+        f"{path} cannot be written: {why}", hint="name a file in a folder you can write to, or - for stdout"
+    )
 
 
 def write_json(target: str, value: Any) -> None:

@@ -34,7 +34,8 @@ def profile(
         float | None, typer.Option("--budget", metavar="SECONDS", help="Bound on measuring latency.")
     ] = None,
     csv: Annotated[
-        str | None, typer.Option("--csv", metavar="FILE|-", help="Write the comparison table as CSV.")
+        str | None,
+        typer.Option("--csv", metavar="FILE|-", callback=common.writable, help="Write the comparison table as CSV."),
     ] = None,
     json: common.JsonOption = None,
     lab: common.LabOption = None,

@@ -36,7 +36,10 @@ def show(
     if json == "-":
         return
     out = common.console()
-    out.print(f"[bold]run {run.id}[/]  {run.kind} of {run.name or '–'}, {run.created_utc}, code {run.code_version}")
+    from rich.text import Text
+
+    about = f"  {run.kind} of {run.name or '–'}, {run.created_utc}, code {run.code_version}"
+    out.print(Text.assemble((f"run {run.id}", "bold"), about), soft_wrap=True)
     from bblab.cli import tables
 
     for title, value in (("inputs", run.inputs), ("result", run.result)):

@@ -35,9 +35,16 @@ def print_whole(drawn: Table, out: Console) -> None:
     out.print(drawn, crop=False)
 
 
+class _Plain(Table):
+    """Strings are data here, never Rich markup: `list[int]` keeps its brackets."""
+
+    def add_row(self, *cells: Any, **more: Any) -> None:
+        super().add_row(*[Text(c) if isinstance(c, str) else c for c in cells], **more)
+
+
 def plain(columns: list[tuple[str, str]]) -> Table:
     """An empty table: (title, "left" or "right") for each column."""
-    drawn = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    drawn = _Plain(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for title, side in columns:
         drawn.add_column(title, justify=side, overflow="fold")  # type: ignore[arg-type]
     return drawn
@@ -49,7 +56,7 @@ def layers_table(row: Mapping[str, Any]) -> Table:
         [("form", "left"), ("block", "left"), ("layer", "left"), ("op", "left"), ("output", "right"),
          ("parameters", "right"), ("MACs", "right"), ("elements", "right")]
     )  # fmt: skip
-    drawn.title = row["name"]
+    drawn.title = Text(row["name"])
     for layer in row["layers"]:
         macs = "not counted" if layer["macs"] is None else (si(layer["macs"]) if layer["macs"] else "")
         drawn.add_row(

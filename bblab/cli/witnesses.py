@@ -30,7 +30,7 @@ def table(row: Mapping[str, Any]) -> RenderableType:
     drawn = tables.plain(
         [("", "left"), ("parameters", "right"), ("more or less", "right"), ("MACs", "right"), ("more or less", "right")]
     )
-    drawn.title = f"{row['name']}, the whole net: other counters beside bblab's"
+    drawn.title = Text(f"{row['name']}, the whole net: other counters beside bblab's")
     drawn.title_justify = "left"
     for form in dict.fromkeys(w["form"] for w in row["witnesses"]):
         entries = [w for w in row["witnesses"] if w["form"] == form]
