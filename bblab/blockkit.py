@@ -498,7 +498,7 @@ def deploy(module: nn.Module) -> nn.Module:
 def _deploy_in_place(module: nn.Module) -> nn.Module:
     for name in _DEPLOY_NAMES:
         method = getattr(module, name, None)
-        if callable(method):
+        if callable(method) and not isinstance(method, nn.Module):  # a layer may be called `fuse` too
             result = method()
             return result if isinstance(result, nn.Module) else module
     for name, child in module.named_children():

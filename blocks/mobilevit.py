@@ -79,7 +79,7 @@ class MobileViT(nn.Module):
             *(_Transformer(width, heads, expand, act, **dd) for _ in range(depth)), nn.LayerNorm(width, **dd)
         )
         self.leave = ConvNorm(width, out_ch, 1, **conv)
-        self.fuse = ConvNorm(in_ch + out_ch, out_ch, kernel, **conv)
+        self.join = ConvNorm(in_ch + out_ch, out_ch, kernel, **conv)
 
     def forward(self, x: Tensor) -> Tensor:  # B, in_ch, H, W
         inner = self.enter(self.near(x))  # B, width, H, W
@@ -97,4 +97,4 @@ class MobileViT(nn.Module):
         inner = parts.transpose(1, 2).reshape(b, c, rows * p, columns * p)
         if is_resized:
             inner = F.interpolate(inner, size=(h, w), mode="bilinear", align_corners=False)
-        return self.fuse(torch.cat((x, self.leave(inner)), dim=1))  # B, out_ch, H, W
+        return self.join(torch.cat((x, self.leave(inner)), dim=1))  # B, out_ch, H, W
