@@ -96,10 +96,10 @@ def graph_of(spec: ArchSpec, form: Form = "train", size: tuple[int, int] | None 
         except BblabError:
             raise
         except Exception as error:
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            said = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
             side = f"{shape[1]}x{shape[2]}"
             raise BblabError(
-                f"{spec.library} does not run at {side}: {type(error).__name__}: {said}",
+                f"{spec.library} does not run at {side}: {said}",
                 hint="some nets need one fixed image size, or a multiple of 32",
             ) from error
 
@@ -121,25 +121,28 @@ def stage_points(graph: OpGraph) -> list[Cut]:
     A cut is the last tensor at its stride that a module returned and through which everything later passes, so that
     the whole stage is inside (a tap inside the last unit would miss its end).
     """
-    born = {graph.roots[i]: -1 for i in graph.inputs}
+    inputs = {graph.roots[i] for i in graph.inputs}
+    born = dict.fromkeys(inputs, -1)
     last_read: dict[int, int] = {}
     for position, op in enumerate(graph.ops):
         for i in op.inputs:
             last_read[graph.roots[i]] = position
         for i in op.outputs:
             born.setdefault(graph.roots[i], position)
-    side = graph.tensors[graph.inputs[0]][-1]
+    height, width = graph.tensors[graph.inputs[0]][-2:]
     found: dict[int, Cut] = {}
     for name, tensor, done in graph.module_outputs:
         shape = graph.tensors[tensor]
         if len(shape) != 4 or shape[2] <= 1 or shape[3] <= 1:
             continue
         root = graph.roots[tensor]
+        halvings = round(math.log2(height / shape[2]))
+        if root in inputs or halvings != round(math.log2(width / shape[3])):
+            continue  # the image itself, or B, H, W, C: no map that a tracker could take
         # Nothing else that was made before this point is read after it.
         if any(b < done <= last_read.get(r, -1) and r != root for r, b in born.items()):
             continue
-        stride = 2 ** round(math.log2(side / shape[-1]))
-        found[stride] = Cut(name, tensor, done, stride)
+        found[2**halvings] = Cut(name, tensor, done, 2**halvings)
     return [found[s] for s in sorted(found)]
 
 

@@ -100,7 +100,8 @@ ELEMENTWISE = frozenset(
     view reshape flatten unflatten permute transpose swapaxes movedim t T mT squeeze unsqueeze expand expand_as
     chunk split split_with_sizes tensor_split unbind narrow select getitem view_as reshape_as ravel detach data real
     broadcast_to as_strided alias diagonal numpy_T fill zero setitem zeros_like ones_like full_like empty_like
-    rand_like randn_like new_zeros new_ones new_full new_empty bernoulli
+    rand_like randn_like new_zeros new_ones new_full new_empty bernoulli invert bitwise_not bitwise_or logical_or
+    logical_xor
     """.split()
 )
 

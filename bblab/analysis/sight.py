@@ -18,14 +18,19 @@ from bblab.ops import Op, OpGraph, Shape
 Pair = tuple[Window, Window]
 """Windows along height and width."""
 
+Atom = tuple[str, int, int]
+"""A part of a dimension: what it runs along ("h", "w", "" for channels), its size, its step in rows or columns."""
+Layout = tuple[tuple[Atom, ...], ...]
+"""The parts of every dimension, outermost first: what reshapes and permutes do to a map, without loss."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sight:
     """What one tensor sees.
 
     `axes`: which of its dimensions run along height and width; None for a tensor whose places have been pooled away
-    or flattened into a sequence. `grid`: the map's height and width, kept through a flattening so that the map is
-    recognised when it comes back.
+    or spread over other dimensions, which `layout` then tells. After attention, where places are mixed, there is no
+    layout; `grid`, the map's height and width, tells when the map comes back.
     """
 
     windows: dict[int, Pair]
@@ -34,6 +39,7 @@ class Sight:
     grid: tuple[int, int]
     is_global: bool = False
     unknown: str = ""
+    layout: Layout | None = None
 
 
 class _Lost(Exception):
@@ -54,7 +60,14 @@ def follow(graph: OpGraph) -> list[Sight]:
         if op.is_in_place:
             sights[op.inputs[0]] = sights[op.outputs[0]]
     lost = Sight({}, ((0, -1), (0, -1)), None, (1, 1), unknown="an output that does not depend on the input")
-    return [sights.get(i, lost) for i in graph.outputs]
+    return [_ended(sights.get(i, lost)) for i in graph.outputs]
+
+
+def _ended(sight: Sight) -> Sight:
+    """An output whose places were not put back into height and width is not a map that can be followed."""
+    if sight.unknown or not sight.windows or sight.axes == (2, 3) or (sight.axes is None and sight.is_global):
+        return sight
+    return replace(sight, unknown="an output whose places are not in its last two dimensions")
 
 
 def _fresh(shape: Shape, number: int) -> Sight:
@@ -74,8 +87,10 @@ def _step(op: Op, graph: OpGraph, given: Sequence[tuple[int, Sight]], index: int
         rule = RULES.get(op.name)
         if rule is not None:
             return rule(op, graph, merged, shape)
-        if op.name in _POINTWISE or (op.name in _RESHAPING):
-            return _relocate(merged, graph.tensors[given[0][0]], shape) if op.name in _RESHAPING else merged
+        if op.name in _RESHAPING:
+            return _relocate(merged, graph.tensors[given[0][0]], shape)
+        if op.name in _POINTWISE:
+            return _pointwise(merged, shape)
         raise _Lost
     except (_Lost, KeyError, IndexError, TypeError, ValueError):
         where = f"{op.name} ({op.layer})" if op.layer else op.name
@@ -91,9 +106,18 @@ def _merge(given: Sequence[tuple[int, Sight]], op: Op, shape: Shape, graph: OpGr
     placed = [(i, s) for i, s in maps if s.axes is not None] or maps
     # A map met by a vector (a gate, a bias per channel) keeps its own places.
     rank = max(len(graph.tensors[i]) for i, _ in placed)
-    lead = next(s for i, s in placed if len(graph.tensors[i]) == rank)
+    largest = [s for i, s in placed if len(graph.tensors[i]) == rank]
+    lead = max(largest, key=lambda s: (math.prod(s.grid), s.axes is not None or s.layout is not None))
+    is_global = any(s.is_global for _, s in given)
+    if lead.grid != (1, 1) and any(s.grid == (1, 1) for _, s in placed):
+        # A map pooled to one unit by a window of its own size, then spread over all places: a global path.
+        placed, maps = ([(i, s) for i, s in some if s.grid != (1, 1)] for some in (placed, maps))
+        is_global = True
     windows: dict[int, Pair] = {}
     unknown = ""
+    told = [_places(s, len(graph.tensors[i])) for i, s in placed if s.axes is not None or s.layout is not None]
+    if op.name not in _PRODUCTS and len(set(told)) > 1:
+        unknown = f"{op.name} of maps with their places in different dimensions ({op.layer})"
     for _, s in maps:
         for number, pair in s.windows.items():
             old = windows.get(number)
@@ -101,14 +125,36 @@ def _merge(given: Sequence[tuple[int, Sight]], op: Op, shape: Shape, graph: OpGr
                 windows[number] = pair
                 continue
             h, w = old[0].joined(pair[0]), old[1].joined(pair[1])
+            if op.name in _PRODUCTS and (h is None or w is None):
+                continue  # attention to a coarser map: global anyway, the windows follow the queries
             if h is None or w is None:
                 unknown = f"{op.name} of maps at different strides ({op.layer})"
             else:
                 windows[number] = (h, w)
     clean_h = (max(s.clean[0][0] for _, s in placed), min(s.clean[0][1] for _, s in placed))
     clean_w = (max(s.clean[1][0] for _, s in placed), min(s.clean[1][1] for _, s in placed))
-    is_global = any(s.is_global for _, s in given)
-    return Sight(windows, (clean_h, clean_w), lead.axes, lead.grid, is_global, unknown)
+    return Sight(windows, (clean_h, clean_w), lead.axes, lead.grid, is_global, unknown, lead.layout)
+
+
+def _places(sight: Sight, rank: int) -> object:
+    """Where a tensor has its places, counted from the last dimension, as broadcasting does."""
+    if sight.axes is not None:
+        return tuple(rank - a for a in sight.axes)
+    return sight.layout
+
+
+def _pointwise(sight: Sight, shape: Shape) -> Sight:
+    """Elementwise with broadcasting: the places stay; one unit spread over a map is a global path."""
+    if sight.axes is not None:
+        h, w = sight.axes
+        if (shape[h], shape[w]) == sight.grid:
+            return sight
+        if sight.grid == (1, 1):
+            return _gathered(sight)
+        raise _Lost
+    if sight.layout is not None and _sizes(sight.layout) != shape:
+        raise _Lost
+    return sight
 
 
 # ---------------------------------------------------------------------------------------------- moving windows
@@ -205,12 +251,20 @@ def _reduce(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
     before = graph.tensors[op.inputs[0]]
     if op.name in ("max", "min") and len(op.inputs) > 1:
         return sight
-    if sight.axes is None:
-        return sight
+    is_kept = len(shape) == len(before)
     gone = _dims(op.attrs.get("dim"), len(before))
+    if sight.axes is None:
+        if sight.layout is None:
+            return sight
+        if any(_has_places(sight.layout[d]) for d in gone):
+            if any(_has_places(dim) for d, dim in enumerate(sight.layout) if d not in gone):
+                raise _Lost
+            return _gathered(sight)
+        kept = (() if d in gone else dim for d, dim in enumerate(sight.layout) if is_kept or d not in gone)
+        return replace(sight, layout=tuple(kept))
     if gone & set(sight.axes):
         return _gathered(sight)
-    if op.attrs.get("keepdim"):
+    if is_kept:
         return sight
     h, w = (a - sum(g < a for g in gone) for a in sight.axes)
     return replace(sight, axes=(h, w))
@@ -226,8 +280,9 @@ def _along(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
     else:
         touched = _dims(op.attrs.get("dim", 1), rank)
     if sight.axes is None:
-        # A sequence: its last dimension is the channels, any other holds the places.
-        return sight if touched <= {rank - 1} and op.name != "softmax" else replace(sight, is_global=True)
+        if sight.layout is None:
+            return replace(sight, is_global=True)
+        return replace(sight, is_global=sight.is_global or any(_has_places(sight.layout[d]) for d in touched))
     return replace(sight, is_global=True) if touched & set(sight.axes) else sight
 
 
@@ -238,6 +293,10 @@ def _whole_map_statistics(op: Op, graph: OpGraph, sight: Sight, shape: Shape) ->
 def _linear(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
     if sight.axes is not None and len(shape) - 1 in sight.axes:
         return replace(sight, axes=None, is_global=True)
+    if sight.layout is not None:
+        if _has_places(sight.layout[-1]):
+            return replace(sight, layout=None, is_global=True)
+        return replace(sight, layout=(*sight.layout[:-1], _channels(shape[-1])))
     return sight
 
 
@@ -245,14 +304,22 @@ def _product(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
     """A product of two activations mixes places (attention); with a weight it is a linear layer."""
     if len(op.inputs) == 1:
         return _linear(op, graph, sight, shape)
-    return replace(sight, axes=None, is_global=True)
+    return replace(sight, axes=None, layout=None, is_global=True)
 
 
 def _cat(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
-    if sight.axes is None:
-        return sight
     rank = len(graph.tensors[op.inputs[0]])
     dim = int(op.attrs.get("dim") or 0) % (rank + (op.name == "stack"))
+    if sight.axes is None:
+        if sight.layout is None:
+            return sight
+        parts = list(sight.layout)
+        if op.name == "stack":
+            parts.insert(dim, ())
+        if _has_places(parts[dim]):
+            raise _Lost
+        parts[dim] = _channels(shape[dim])
+        return replace(sight, layout=tuple(parts))
     if op.name == "stack":
         h, w = (a + (dim <= a) for a in sight.axes)
         return replace(sight, axes=(h, w))
@@ -263,11 +330,17 @@ def _cat(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
 
 def _pad(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
     pads = op.attrs["pad"]
-    if sight.axes is None:
-        if any(pads):
-            raise _Lost
-        return sight
+    if any(not isinstance(p, int) for p in pads):
+        raise _Lost
     rank = len(shape)
+    if sight.axes is None:
+        moved_dims = {rank - 1 - at // 2 for at, p in enumerate(pads) if p}
+        if sight.layout is None:
+            return sight
+        if any(_has_places(sight.layout[d]) for d in moved_dims):
+            raise _Lost
+        parts = (_channels(shape[d]) if d in moved_dims else dim for d, dim in enumerate(sight.layout))
+        return replace(sight, layout=tuple(parts))
     moved = []
     for axis in sight.axes:
         at = 2 * (rank - 1 - axis)
@@ -281,6 +354,8 @@ def _resize(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
     mode = op.attrs.get("mode") or "nearest"
     if mode not in ("nearest", "nearest-exact", "bilinear", "area") or op.attrs.get("align_corners"):
         raise _Lost
+    if sight.grid == (1, 1) != shape[-2:]:
+        return _gathered(sight)
     made = []
     for size, out in zip(sight.grid, shape[-2:], strict=True):
         if size == out:
@@ -305,7 +380,7 @@ def _pixel_shuffle(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
 
 def _getitem(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
     """Slices and indexes: a slice along the map is a crop; along other dimensions the places stay."""
-    if sight.axes is None:
+    if sight.axes is None and sight.layout is None:
         return sight
     before = graph.tensors[op.inputs[0]]
     index = list(op.attrs["index"])
@@ -315,36 +390,60 @@ def _getitem(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
         index[at : at + 1] = [["slice", None, None, None]] * (len(before) - given)
     steps: dict[int, Window] = {}
     new_axis: dict[int, int] = {}
+    axes = sight.axes or tuple(d for d, dim in enumerate(sight.layout or ()) if _has_places(dim))
     old = new = 0
     for item in index + [["slice", None, None, None]] * (len(before) - sum(i is not None for i in index)):
         if item is None:
             new += 1
             continue
         if isinstance(item, list) and item[:1] == ["slice"]:
-            start, _, by = item[1:]
-            first = 0 if start is None else (start if start >= 0 else before[old] + start)
-            steps[old] = win.shifted(first, by or 1)
+            first, _, by = slice(*item[1:]).indices(before[old])
+            steps[old] = win.shifted(first, by)
             new_axis[old] = new
             new += 1
-        elif isinstance(item, int) and not isinstance(item, bool):
-            if old in sight.axes:
-                raise _Lost
-        elif old in sight.axes:
+        elif old in axes or (item != "tensor" and (not isinstance(item, int) or isinstance(item, bool))):
             raise _Lost
-        else:
+        elif item == "tensor":  # a list of indexes, as torch.tensor([...])
             new_axis[old] = new
             new += 1
         old += 1
+    if new != len(shape):
+        raise _Lost
+    if sight.axes is None:
+        if any(shape[new_axis[d]] != before[d] for d in axes):
+            raise _Lost
+        parts: list[tuple[Atom, ...]] = [_channels(n) for n in shape]
+        for d in axes:
+            parts[new_axis[d]] = (sight.layout or ())[d]
+        return replace(sight, layout=tuple(parts))
     h, w = sight.axes
     grid = (shape[new_axis[h]], shape[new_axis[w]])
     return _moved(sight, steps[h], steps[w], grid, (new_axis[h], new_axis[w]))
 
 
+def _narrow(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
+    """A slice by another name; the start counts from the end where it is negative."""
+    before = graph.tensors[op.inputs[0]]
+    dim, start = int(op.attrs["dim"]) % len(before), int(op.attrs["start"])
+    if sight.axes is None or dim not in sight.axes:
+        return _split(op, graph, sight, shape)
+    first = win.shifted(start % before[dim])
+    h, w = (first if a == dim else SAME for a in sight.axes)
+    return _moved(sight, h, w, (shape[sight.axes[0]], shape[sight.axes[1]]))
+
+
 def _split(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
-    if sight.axes is None:
-        return sight
     before = graph.tensors[op.inputs[0]]
     dim = int(op.attrs.get("dim") or 0) % len(before)
+    if sight.axes is None:
+        if sight.layout is None:
+            return sight
+        if _has_places(sight.layout[dim]):
+            raise _Lost
+        rest = (*sight.layout[:dim], *sight.layout[dim + 1 :])
+        if op.name in ("unbind", "select"):
+            return replace(sight, layout=rest)
+        return replace(sight, layout=(*rest[:dim], _channels(shape[dim]), *rest[dim:]))
     if dim in sight.axes:
         raise _Lost
     if op.name in ("unbind", "select"):
@@ -354,7 +453,7 @@ def _split(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
 
 
 def _permute(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
-    if sight.axes is None:
+    if sight.axes is None and sight.layout is None:
         return sight
     rank = len(shape)
     order = list(range(rank))
@@ -365,28 +464,108 @@ def _permute(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
     else:
         a, b = int(op.attrs["dim0"]) % rank, int(op.attrs["dim1"]) % rank
         order[a], order[b] = order[b], order[a]
+    if sight.axes is None:
+        layout = sight.layout or ()
+        return _as_map(replace(sight, layout=tuple(layout[d] for d in order)), shape)
     h, w = (order.index(a) for a in sight.axes)
     return replace(sight, axes=(h, w))
 
 
+# ---------------------------------------------------------------------------------------------- reshapes
+
+
+def _sizes(layout: Layout) -> Shape:
+    return tuple(math.prod(size for _, size, _ in dim) for dim in layout)
+
+
+def _channels(size: int) -> tuple[Atom, ...]:
+    return () if size == 1 else (("", size, 1),)
+
+
+def _has_places(dim: Sequence[Atom]) -> bool:
+    return any(along for along, _, _ in dim)
+
+
 def _relocate(sight: Sight, before: Shape, shape: Shape) -> Sight:
-    """Where height and width are after a reshape: the dimensions with the same size and the same strides."""
-    if sight.axes is None:
-        if len(shape) == 4 and sight.windows and shape[2:] == sight.grid:
-            return replace(sight, axes=(2, 3))  # a sequence folded back into its map
+    """Where the places are after a reshape: the parts of the old dimensions, dealt out to the new ones."""
+    if sight.axes is None and sight.layout is None:
+        if sight.is_global and sight.windows and len(shape) == 4 and shape[2:] == sight.grid:
+            return replace(sight, axes=(2, 3))  # back from attention: the map is known by its size
         return sight
-    found = []
-    for axis in sight.axes:
+    layout = sight.layout
+    if layout is None:
+        assert sight.axes is not None
+        names = dict(zip(sight.axes, "hw", strict=True))
+        layout = tuple(((names[d], n, 1),) if d in names and n > 1 else _channels(n) for d, n in enumerate(before))
+    dealt = _dealt([atom for dim in layout for atom in dim], shape)
+    if sight.axes is not None and 1 in sight.grid:  # a side of one unit leaves no trace in the parts
+        return _relocate_thin(sight, before, shape)
+    return _as_map(replace(sight, axes=None, layout=dealt), shape)
+
+
+def _dealt(atoms: list[Atom], shape: Shape) -> Layout:
+    """Row-major order kept: atoms, outermost first, cut and joined to dimensions of these sizes."""
+    atoms, found = atoms[::-1], []
+    for size in shape:
+        dim: list[Atom] = []
+        while size > 1:
+            along, n, step = atoms.pop()
+            if n > size:
+                if n % size:
+                    raise _Lost
+                inner = n // size
+                atoms.append((along, inner, step))
+                n, step = size, step * inner
+            if size % n:
+                raise _Lost
+            size //= n
+            if dim and dim[-1][0] == along and (along == "" or dim[-1][2] == n * step):
+                n *= dim.pop()[1]
+            dim.append((along, n, step))
+        found.append(tuple(dim))
+    return tuple(found)
+
+
+def _relocate_thin(sight: Sight, before: Shape, shape: Shape) -> Sight:
+    """A map with a side of one unit: the dimensions with the same size and the same count of elements outside."""
+    found: list[int] = []
+    for axis in sight.axes or ():
         outer = math.prod(before[:axis])
-        places = [
-            d
-            for d in range(len(shape))
-            if shape[d] == before[axis] and math.prod(shape[:d]) == outer and d not in found
-        ]
+        same = (d for d in range(len(shape)) if shape[d] == before[axis] and math.prod(shape[:d]) == outer)
+        places = [d for d in same if d not in found]
         if not places:
-            return replace(sight, axes=None)
+            if sight.grid == (1, 1):  # a vector of all that one unit sees
+                return replace(sight, axes=None, is_global=True)
+            raise _Lost
         found.append(places[-1] if before[axis] == 1 else places[0])
     return replace(sight, axes=(found[0], found[1]))
+
+
+def _as_map(sight: Sight, shape: Shape) -> Sight:
+    """The sight as a map again, once height and width stand in a dimension each.
+
+    Rows or columns left in the channels were moved there from every unit (space to depth); channels behind a height
+    or width repeat each of its rows (depth to space).
+    """
+    layout = sight.layout or ()
+    where = [d for d, dim in enumerate(layout) if _has_places(dim)]
+    is_plain = len(where) == 2 and all(len(layout[d]) == 1 for d in where)
+    if not is_plain and (len(shape) != 4 or not {2, 3} <= set(where) <= {1, 2, 3}):
+        return sight
+    if is_plain:
+        axes = sorted(where, key=lambda d: layout[d][0][0])  # "h" before "w"
+    else:
+        axes = [2, 3]
+    moves = []
+    for axis, along in zip(axes, "hw", strict=True):
+        dim = layout[axis]
+        if dim[0][0] != along or any(name for name, _, _ in dim[1:]):
+            return sight
+        rest = [(n - 1) * step for d in layout for name, n, step in d if name == along and d is not dim]
+        copies = math.prod(n for _, n, _ in dim[1:])
+        moves.append(Window(dim[0][2], (0,) * copies, (sum(rest),) * copies))
+    grid = (shape[axes[0]], shape[axes[1]])
+    return replace(_moved(sight, moves[0], moves[1], grid, (axes[0], axes[1])), layout=None)
 
 
 Rule = Callable[[Op, OpGraph, Sight, Shape], Sight]
@@ -405,15 +584,17 @@ RULES: dict[str, Rule] = {
     "pixel_unshuffle": _pixel_shuffle,
     "getitem": _getitem,
     "linear": _linear,
-    "scaled_dot_product_attention": _product,
-    "multi_head_attention_forward": _product,
     "layer_norm": _along,
     "group_norm": _whole_map_statistics,
     "instance_norm": _whole_map_statistics,
 }
 RULES.update(dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min", "std", "var", "norm"), _reduce))
 RULES.update(dict.fromkeys(("softmax", "log_softmax", "normalize", "cumsum"), _along))
-RULES.update(dict.fromkeys(("matmul", "rmatmul", "mm", "bmm", "addmm", "baddbmm", "einsum"), _product))
+RULES["narrow"] = _narrow
+_PRODUCTS = frozenset(
+    "matmul rmatmul mm bmm addmm baddbmm einsum scaled_dot_product_attention multi_head_attention_forward".split()
+)
+RULES.update(dict.fromkeys(_PRODUCTS, _product))
 RULES.update(dict.fromkeys(("cat", "stack"), _cat))
 RULES.update(dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split", "unbind", "select"), _split))
 RULES.update(dict.fromkeys(("permute", "transpose", "swapaxes", "t", "T", "mT"), _permute))
