@@ -289,6 +289,32 @@ def test_a_worker_into_which_torch_slipped_refuses() -> None:
         list(fake_worker(load).run(FAKE_REQUEST, silence_s=20))
 
 
+def test_a_worker_whose_runtime_is_made_of_torch_may_have_it() -> None:
+    load = "import types; sys.modules['torch'] = types.ModuleType('torch')"
+    device = fake_worker(load)
+    own = Host(
+        command=(
+            *device._command[:-1],
+            device._command[-1].replace('"float32", ""', '"float32", ""\n    uses_torch = True'),
+        )
+    )
+    assert list(own.run(FAKE_REQUEST, silence_s=20))[-1] == wire.End(2)
+
+
+def test_an_accelerators_own_clock_takes_the_place_of_wall_time() -> None:
+    class OnDevice:
+        def run(self, x: object) -> list[object]:
+            return [x]
+
+        def seconds(self) -> float:
+            return 0.125
+
+    ticks = iter(range(100))
+    call = worker._OnInput(OnDevice(), None)
+    assert worker.timed(call, lambda: next(ticks), lambda: 0.0) == (0.125, 0.0)
+    assert worker.timed(lambda: None, lambda: next(ticks), lambda: 0.0) == (1, 0.0)
+
+
 def test_importing_the_room_loads_nothing_heavy() -> None:
     code = "import sys, bblab.latency; print(sorted({'torch', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

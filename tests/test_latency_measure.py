@@ -192,6 +192,13 @@ def test_ties_are_given_more_processes_up_to_the_bound() -> None:
     assert (len(tied.requests), len(settled.requests)) == (9, 6)
 
 
+def test_whether_ties_are_left_is_asked_at_the_agreed_looks_only() -> None:
+    # a and b differ by 0.3 % of noise 1 %: not settled at 6, and then only 8, 11, 15, ... may end it
+    device = FakeDevice({"a": 0.010, "b": 0.01003, "resnet18": 0.040})
+    run(device, Plan(max_processes=100))
+    assert len(device.requests) in (8, 11, 15, 20, 27, 36, 48, 64, 86)
+
+
 # What survives --------------------------------------------------------------------------------------------------
 
 

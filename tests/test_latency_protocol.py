@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -172,6 +173,14 @@ def test_two_threads_are_compared_by_wall_and_judged_busy_by_the_speedometer() -
     assert replace(two, speedometer=waiting).is_busy
 
 
+def test_beside_a_gpu_cpu_time_is_that_of_waiting() -> None:
+    cpu, wall = ((0.08,) * 5,) * 6, ((0.04,) * 5,) * 6
+    gpu = timing("a", cpu, ((0.1,) * 5,) * 6, processor="cuda", samples=Samples(wall, cpu))
+    assert gpu.estimator == "wall_paired"
+    assert gpu.ratio == pytest.approx(0.4)
+    assert not gpu.is_busy  # the speedometer tells, not wall / CPU of the net
+
+
 def test_spinning_waste_is_cpu_of_many_over_cpu_of_one() -> None:
     reference = ((0.1,) * 5,) * 6
     one = timing("a", ((0.028,) * 5,) * 6, reference)
@@ -292,6 +301,80 @@ def test_a_drifting_session_switches_to_paired_rounds() -> None:
     assert found.estimator == "cpu_paired"
     assert not found.steady
     assert found.ratio == pytest.approx(0.25, rel=0.02)
+
+
+# Who is faster --------------------------------------------------------------------------------------------------
+
+
+def test_students_t_is_that_of_the_tables() -> None:
+    # Abramowitz and Stegun 1964, table 26.10
+    table = {(0.975, 1): 12.706, (0.975, 2): 4.303, (0.975, 5): 2.571, (0.995, 7): 3.499, (0.975, 30): 2.042}
+    for (p, dof), expected in table.items():
+        assert protocol.students_t(p, dof) == pytest.approx(expected, abs=5e-4)
+
+
+def test_looks_are_a_third_apart_and_spend_no_more_than_is_there() -> None:
+    assert [n for n in range(1, 40) if protocol.is_look(n)] == [6, 8, 11, 15, 20, 27, 36]
+    # stopped by a budget between two looks: that is a look too
+    assert [protocol.looks_taken(n) for n in (1, 5, 6, 7, 8, 9, 11, 36)] == [1, 1, 1, 2, 2, 3, 3, 7]
+    assert sum(map(protocol.error_at, range(1, 10_000))) <= protocol.FALSE_CLAIMS
+
+
+def test_contest_is_students_t_over_processes() -> None:
+    # log ratios of three processes: 0.1, 0.2, 0.3: mean 0.2, sd 0.1; one look spends 2.5 %, t(2) at 98.75 % is 6.205
+    theirs = ((1.0, 1.0),) * 3
+    ours = tuple((math.exp(x),) * 2 for x in (0.1, 0.2, 0.3))
+    found = protocol.contest(ours, theirs, "cpu_paired")
+    assert math.log(found.value) == pytest.approx(0.2)
+    assert math.log(found.high) - 0.2 == pytest.approx(6.205 * 0.1 / math.sqrt(3), rel=1e-3)
+    assert math.log(found.value) - math.log(found.low) == pytest.approx(math.log(found.high) - 0.2)
+
+
+def test_one_process_settles_nothing() -> None:
+    found = protocol.contest(((0.5, 0.5),), ((1.0, 1.0),), "cpu_p10")
+    assert (found.low, found.value, found.high) == (0.0, 0.5, math.inf)
+
+
+def claims(look: object, seeds: int, faster: float = 1.0) -> list[int]:
+    """At how many processes each of so many made-up duels claims a difference, looking as `look` says; 0: never."""
+    found = []
+    for seed in range(seeds):
+        ours, theirs = series(36, 5, faster, seed), series(36, 5, 1.0, 10_000 + seed)
+        found.append(next((n for n in range(6, 37) if look(ours[:n], theirs[:n], n)), 0))  # type: ignore[operator]
+    return found
+
+
+def sequential(ours: Series, theirs: Series, n: int) -> bool:
+    if not protocol.is_look(n):
+        return False
+    found = protocol.contest(ours, theirs, "cpu_p10")
+    return not found.low <= 1.0 <= found.high
+
+
+def peeking(ours: Series, theirs: Series, n: int) -> bool:
+    """A plain 95 % interval of Student's t, looked at after every process."""
+    logs = [protocol._log_ratio(a, b, "cpu_p10") for a, b in zip(ours, theirs, strict=True)]
+    half = protocol.students_t(0.975, n - 1) * statistics.stdev(logs) / math.sqrt(n)
+    return abs(statistics.mean(logs)) > half
+
+
+def test_a_net_seldom_beats_itself_however_often_one_looks() -> None:
+    # 5 % nominal, for all seven looks together; 400 other such duels gave 2 %. Of 150, more than 14 is 1 chance in 100.
+    assert sum(n > 0 for n in claims(sequential, 150)) <= 14
+
+
+def test_peeking_at_a_plain_interval_would_let_it() -> None:
+    # 400 other such duels gave 24 %
+    assert sum(n > 0 for n in claims(peeking, 60)) >= 8
+
+
+def test_a_difference_of_three_percent_is_found_and_the_right_way_round() -> None:
+    found = claims(sequential, 40, faster=0.97)
+    assert all(found)
+    assert statistics.median(found) <= 11
+    for seed, n in enumerate(found):
+        ours, theirs = series(36, 5, 0.97, seed), series(36, 5, 1.0, 10_000 + seed)
+        assert protocol.contest(ours[:n], theirs[:n], "cpu_p10").high < 1.0
 
 
 # Ranking --------------------------------------------------------------------------------------------------------
