@@ -640,7 +640,7 @@ class Lab:
         from bblab import latency
 
         one, two = self.every([a, b], edits)
-        third = None if reference is None else self._named(reference)
+        third = reference if reference is None or isinstance(reference, ArchSpec) else self._named(reference)
         shapes = {self._bench_input(spec, size) for spec in (one, two)}
         if len(shapes) > 1:
             sides = " and ".join(f"{shape[2]} px" for shape in sorted(shapes))
@@ -716,15 +716,15 @@ class Lab:
                 continue
             ranked = places(outcome.timings)
             extras = {label: {"rank": rank, "tied_with": tied} for label, (rank, tied) in ranked.items()}
-            try:
-                if not store:
-                    raise RunError("not stored")
-                rows += self._stored_session(outcome.timings, by_label, extras)
-            except RunError as error:
-                if store:
+            made: Sequence[Mapping[str, Any]] = [
+                {**t.to_json(), **extras[t.label], "conditions": _conditions(t)} for t in outcome.timings
+            ]
+            if store:
+                try:
+                    made = self._stored_session(outcome.timings, by_label, extras)
+                except RunError as error:
                     problems.append(error)
-                conditions = _conditions(outcome.timings[0])
-                rows += [{**t.to_json(), **extras[t.label], "conditions": conditions} for t in outcome.timings]
+            rows += made
         return Bench(tuple(outcomes), tuple(rows), tuple(problems))
 
     def _stored_session(

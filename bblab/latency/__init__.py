@@ -10,11 +10,13 @@ from bblab.latency.agreement import Agreement, agreement, agreement_words
 from bblab.latency.explain import explain
 from bblab.latency.measure import Progress, measure
 from bblab.latency.protocol import Drift, Estimate, contest, is_tie, rank, ratio_between, settled, spinning_waste, ties
-from bblab.latency.sessions import Outcome, Race, Verdict, places, verdict
+from bblab.latency.sessions import DUEL, Outcome, Race, Verdict, places, verdict
+from bblab.latency.sessions import run as run_races
 from bblab.latency.values import Broken, Candidate, Interrupted, Plan, Samples, Timing
 from bblab.latency.words import machine_words, ranking, sentence, verdict_words
 
 __all__ = [
+    "DUEL",
     "Agreement",
     "Broken",
     "Candidate",
@@ -39,6 +41,7 @@ __all__ = [
     "rank",
     "ranking",
     "ratio_between",
+    "run_races",
     "sentence",
     "settled",
     "spinning_waste",

@@ -17,6 +17,10 @@ from bblab.latency.models import CannotConvert
 from bblab.latency.protocol import Estimate
 from bblab.latency.values import Broken, Candidate, Interrupted, Plan, Timing
 
+# Two nets alone: processes until it is clear, for two minutes at most. More rounds than in a bench, since a round of
+# two nets costs little beside the start of a process.
+DUEL = Plan(processes=protocol.FIRST_LOOK, rounds=10, max_processes=200, budget_s=120.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Race:

@@ -1,0 +1,132 @@
+"""bblab duel: which of two specs is faster, and by how much?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any
+
+import typer
+
+from bblab.cli import common
+from bblab.cli.bench import (
+    BudgetOption,
+    DeviceOption,
+    FormOption,
+    FpsOption,
+    RuntimesOption,
+    SizeOption,
+    ThreadsOption,
+    counts,
+    finish,
+    forms,
+    names,
+    pixels,
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: bblab duel mobileone_k5 mobileone_k5_se --budget 60")(duel)
+
+
+def duel(
+    a: Annotated[str, typer.Argument(metavar="A", help="A spec.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another spec.")],
+    edits: common.SetOption = None,
+    device: DeviceOption = "host",
+    runtime: RuntimesOption = "ort",
+    threads: ThreadsOption = "1",
+    form: FormOption = "deploy",
+    size: SizeOption = "search",
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", metavar="SPEC", help="A third net between them; else A is B's reference."),
+    ] = None,
+    budget: BudgetOption = None,
+    fps: FpsOption = None,
+    json: common.JsonOption = None,
+    lab: common.LabOption = None,
+) -> None:
+    """Two specs in turn until it is clear which is faster, or the budget ends (120 s unless --budget says otherwise).
+
+    The interval allows for having looked after 6, 8, 11, 15, 20, ... processes: a net beats itself in less than 5 % of
+    duels.
+    """
+    from bblab.latency import DUEL, verdict_words
+
+    machine = json == "-"
+    opened = common.open_lab(lab)
+    plan = DUEL if budget is None else replace(DUEL, budget_s=budget)
+    with common.progress_bar(quiet=machine) as tell:
+        verdicts, done = opened.duel(
+            a,
+            b,
+            edits=edits or (),
+            device=device,
+            runtimes=names(runtime),
+            threads=counts(threads),
+            forms=forms(form),
+            size=pixels(size),
+            reference=reference,
+            fps=fps,
+            plan=plan,
+            on_progress=tell,
+        )
+    if json:
+        common.write_json(
+            json,
+            {
+                "verdicts": [_as_json(v) for v in verdicts],
+                "latency": list(done.rows),
+                "problems": [str(p) for p in done.problems],
+            },
+        )
+    if not machine:
+        out = common.console()
+        for v in verdicts:
+            style = "bold" if v.faster else "yellow"
+            out.print(verdict_words(v), style=style, markup=False, soft_wrap=True)
+            for line in _details(v):
+                out.print(f"  {line}", style="dim", markup=False, soft_wrap=True)
+        if verdicts:
+            out.print()
+    after = f"bblab duel {a} {b} --budget {2 * (plan.budget_s or 60):g}"
+    if verdicts and all(v.faster for v in verdicts):
+        after = f"bblab bench {a} {b} --runtime ort,ncnn"
+    finish(opened, done, machine, [json] if json else [], after)
+
+
+def _details(v: Any) -> list[str]:  # a latency.Verdict, which would import the room
+    """How it was measured, each net's own time, what not to believe."""
+    from bblab.latency import machine_words
+    from bblab.latency.words import how_words, time_words, wall_words
+
+    found = [f"B/A: A is {v.a.label}, B is {v.b.label}; {how_words(v.a)}"]
+    for mark, t in (("A", v.a), ("B", v.b)):
+        found.append(f"{mark}: {time_words(t)} · {wall_words(t)} · error against torch {t.conversion_rel_error:.0e}")
+    if v.a.key == v.b.key:
+        found.append("A and B are one and the same net: whatever is claimed here is chance")
+    drift = v.a.drift
+    if drift is None:
+        found.append("too few rounds to see the clock drift")
+    elif drift.verdict == "drift":
+        found.append(f"the clock drifted ({drift.series} {drift.change_ratio:.2f}-fold): ratios are of paired rounds")
+    found.append(machine_words(v.a.conditions_before, v.a.conditions_after))
+    return found + list(v.a.notes)
+
+
+def _as_json(v: Any) -> dict[str, Any]:
+    return {
+        "a": v.a.label,
+        "b": v.b.label,
+        "runtime": v.a.runtime,
+        "threads": v.a.threads,
+        "pace_fps": v.a.pace_fps,
+        "faster": v.faster,
+        "ratio": v.ratio.value,
+        "ratio_low": v.ratio.low,
+        "ratio_high": v.ratio.high,
+        "difference_below": v.bound,
+        "processes": v.a.processes,
+        "drift": v.a.drift.verdict if v.a.drift else None,
+        "session": v.a.session,
+    }
