@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
-from bblab.cli import blocks, check, diff, find, new, profile, recipes, runs, show, specs
+from bblab.cli import bench, blocks, check, diff, duel, find, new, profile, recipes, runs, show, specs
 from bblab.errors import BblabError
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (profile, check, specs, blocks, new, recipes, runs, show, find, diff):
+for module in (profile, check, bench, duel, specs, blocks, new, recipes, runs, show, find, diff):
     module.register(app)
 
 
