@@ -43,7 +43,7 @@ def test_every_spec_analyses_in_both_forms_at_every_size(name: str, analyst: Ana
         train, deploy = (analyst.cost(one, form, (side, side)) for form in ("train", "deploy"))
         for cost in (train, deploy):
             assert cost.uncounted == ()
-            if name.startswith("mobilevit") and side % 64:  # maps that no whole number of patches fills are resized
+            if name.startswith("mobilevit") and -(-side // 32) % 2:  # maps that no whole number of patches fills are resized
                 assert cost.unknown.endswith("interpolate")
                 continue
             assert cost.unknown == ""

@@ -386,7 +386,10 @@ def _even_map(s: Subject, r: Rule) -> Iterator[Finding]:
     if even and s.geometry.search.last.stride:
         maps = ", ".join(f"{e.size_px} px: {e.last.height}x{e.last.width}" for e in even)
         half = s.geometry.search.last.stride / 2
-        yield r.finding(s.geometry.search.last.stage, f"even maps ({maps}) sit {half:g} px off centre")
+        message = f"even maps ({maps}) have no middle unit: the trainer's points sit {half:g} px off the map's centre"
+        if even[-1].last.offset_px:
+            message += f", which itself lies {even[-1].last.offset_px:+g} px from the image's"
+        yield r.finding(s.geometry.search.last.stage, message)
 
 
 @rule("padding-shift", "note", "SiamRPN++ arXiv:1812.11703; pysot config SEARCH.SHIFT 64")
