@@ -1,6 +1,7 @@
 """Blocks with branches, several maps or fading layers: counts worked out by hand, both forms, what each computes."""
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bblab import ops
+from bblab.analysis import sight
 from bblab.blockkit import RepConvNorm, deploy
 from bblab.blocks.activation import Activation
 from bblab.blocks.classifier import Classifier
@@ -358,3 +361,35 @@ def test_impossible_arguments_are_refused_by_their_name(
 def test_hr_cannot_drop_a_map() -> None:
     with pytest.raises(ValueError, match="at least the input's 2 maps"):
         HighResolution([8, 8], [8])
+
+
+# ---------------------------------------------------------------------------------------------- receptive field
+
+
+@pytest.mark.parametrize("side", [8, 7])
+def test_a_map_resized_for_attention_and_back_keeps_its_window(side: int) -> None:
+    block = MobileViT(4, 4, width=8, depth=1).eval()
+    (seen,) = sight.follow(ops.record(block, [torch.zeros(1, 4, side, side)]))
+    # Along convolutions: 3x3, 3x3. Attention sees the rest.
+    assert (seen.unknown, seen.is_global, seen.grid) == ("", True, (side, side))
+    assert [w.extent(side // 2) for w in seen.windows[0]] == [5, 5]
+
+
+def test_a_map_resized_without_attention_sees_what_interpolation_mixes() -> None:
+    class Resized(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.interpolate(F.interpolate(x, (8, 8), mode="bilinear"), (7, 7), mode="bilinear")
+
+    (seen,) = sight.follow(ops.record(Resized(), [torch.zeros(1, 4, 7, 7)]))
+    assert not seen.is_global and seen.windows[0][0].extent(3) == 3
+    assert seen.windows[0][0].jump == 1
+
+
+def test_every_map_of_hr_has_its_own_window() -> None:
+    block = HighResolution([4, 6], [4, 6], units=1).eval()
+    fine, coarse = sight.follow(ops.record(block, [torch.zeros(1, 4, 16, 16), torch.zeros(1, 6, 8, 8)], as_list=True))
+    # Fine: its own two 3x3 on the fine input; the coarse unit above it sees 5 of the coarse input.
+    assert [fine.windows[i][0].extent(8) for i in (0, 1)] == [5, 5]
+    # Coarse: 5x5 of the coarse input; a strided 3x3 over units that see 5: 7 of the fine input.
+    assert [coarse.windows[i][0].extent(4) for i in (0, 1)] == [7, 5]
+    assert (fine.windows[1][0].jump, coarse.windows[0][0].jump) == (Fraction(1, 2), 2)

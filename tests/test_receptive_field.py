@@ -400,6 +400,17 @@ def test_bilinear_downsampling_sees_the_middle_pixels() -> None:
         check(net, (48, 36), is_same_clean=False)
 
 
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear", "area"])
+@pytest.mark.parametrize("side", [20, 30, 42])
+def test_a_map_may_be_resized_by_any_ratio(mode: str, side: int) -> None:
+    net = Lambda(
+        lambda m, x: m.b(F.interpolate(m.a(x), size=(side, 12), mode=mode)),
+        a=conv(4, 4, 3, 1, 1),
+        b=conv(4, 4, 3, 1, 1),
+    )
+    check(net, (28, 30), is_same_clean=False)
+
+
 # ---------------------------------------------------------------------------------------------- never a guess
 
 
@@ -417,7 +428,10 @@ NOT_FOLLOWED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "half of the rows by chunk": (lambda: Lambda(lambda m, x: x.chunk(2, 2)[1]), "chunk"),
     "a map and its transpose": (lambda: Lambda(lambda m, x: m.a(x + x.transpose(2, 3)), a=conv(4, 4, 3)), "add"),
     "a transposed map": (lambda: Lambda(lambda m, x: x.transpose(2, 3)), "last two dimensions"),
-    "resized by a fraction": (lambda: Lambda(lambda m, x: F.interpolate(x, (24, 24))), "interpolate"),
+    "resized by a factor that leaves a rest": (
+        lambda: Lambda(lambda m, x: F.interpolate(x, scale_factor=1.3)),
+        "interpolate",
+    ),
     "aligned corners": (
         lambda: Lambda(lambda m, x: F.interpolate(x, (32, 32), mode="bilinear", align_corners=True)),
         "interpolate",

@@ -31,6 +31,9 @@ class Sight:
     `axes`: which of its dimensions run along height and width; None for a tensor whose places have been pooled away
     or spread over other dimensions, which `layout` then tells. After attention, where places are mixed, there is no
     layout; `grid`, the map's height and width, tells when the map comes back.
+
+    `resized_from`: the map before it was resized, as long as its places have not moved since; `is_mixed`: attention
+    has mixed them since.
     """
 
     windows: dict[int, Pair]
@@ -40,6 +43,8 @@ class Sight:
     is_global: bool = False
     unknown: str = ""
     layout: Layout | None = None
+    resized_from: Sight | None = None
+    is_mixed: bool = False
 
 
 class _Lost(Exception):
@@ -133,7 +138,11 @@ def _merge(given: Sequence[tuple[int, Sight]], op: Op, shape: Shape, graph: OpGr
                 windows[number] = (h, w)
     clean_h = (max(s.clean[0][0] for _, s in placed), min(s.clean[0][1] for _, s in placed))
     clean_w = (max(s.clean[1][0] for _, s in placed), min(s.clean[1][1] for _, s in placed))
-    return Sight(windows, (clean_h, clean_w), lead.axes, lead.grid, is_global, unknown, lead.layout)
+    is_one_origin = all(s.resized_from == lead.resized_from for _, s in placed)
+    return Sight(
+        windows, (clean_h, clean_w), lead.axes, lead.grid, is_global, unknown, lead.layout,
+        lead.resized_from if is_one_origin else None, any(s.is_mixed for _, s in maps),
+    )  # fmt: skip
 
 
 def _places(sight: Sight, rank: int) -> object:
@@ -164,7 +173,9 @@ def _moved(sight: Sight, h: Window, w: Window, grid: tuple[int, int], axes: tupl
     """The sight after an op whose units see `h` and `w` of its input."""
     windows = {n: (pair[0].after(h), pair[1].after(w)) for n, pair in sight.windows.items()}
     clean = (h.clean(sight.clean[0], grid[0]), w.clean(sight.clean[1], grid[1]))
-    return replace(sight, windows=windows, clean=clean, grid=grid, axes=axes or sight.axes)
+    made = replace(sight, windows=windows, clean=clean, grid=grid, axes=axes or sight.axes)
+    stays = h == w == SAME and grid == sight.grid
+    return made if stays else replace(made, resized_from=None, is_mixed=False)
 
 
 def _gathered(sight: Sight) -> Sight:
@@ -304,7 +315,7 @@ def _product(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
     """A product of two activations mixes places (attention); with a weight it is a linear layer."""
     if len(op.inputs) == 1:
         return _linear(op, graph, sight, shape)
-    return replace(sight, axes=None, layout=None, is_global=True)
+    return replace(sight, axes=None, layout=None, is_global=True, is_mixed=True)
 
 
 def _cat(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
@@ -354,20 +365,21 @@ def _resize(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
     mode = op.attrs.get("mode") or "nearest"
     if mode not in ("nearest", "nearest-exact", "bilinear", "area") or op.attrs.get("align_corners"):
         raise _Lost
-    if sight.grid == (1, 1) != shape[-2:]:
+    out = (shape[-2], shape[-1])
+    if sight.grid == (1, 1) != out:
         return _gathered(sight)
-    made = []
-    for size, out in zip(sight.grid, shape[-2:], strict=True):
-        if size == out:
-            made.append(SAME)
-        elif out % size == 0:
-            made.append(win.upsampled(out // size, "nearest" if mode != "bilinear" else mode))
-        elif size % out == 0 and mode != "nearest-exact":
-            factor = size // out
-            made.append(win.sliding(factor, factor) if mode == "area" else win.downsampled(factor, mode))
-        else:
-            raise _Lost
-    return _moved(sight, made[0], made[1], (shape[-2], shape[-1]))
+    before = sight.resized_from
+    if before is not None and sight.is_mixed and before.grid == out:
+        # Attention wanted a map of another size, and it is back at its own. What interpolation spread on the way lies
+        # on a path that sees everything; the windows, which follow convolutions and pools, are those of before.
+        return replace(before, is_global=True)
+    scale = op.attrs.get("scale_factor")
+    if scale is not None:
+        scales = [scale] * 2 if isinstance(scale, (int, float)) else scale
+        if any(o != n * s for n, o, s in zip(sight.grid, out, scales, strict=True)):
+            raise _Lost  # torch takes the places from the factor, not from the sizes
+    h, w = (win.resized(n, o, mode) for n, o in zip(sight.grid, out, strict=True))
+    return replace(_moved(sight, h, w, out), resized_from=replace(sight, resized_from=None))
 
 
 def _pixel_shuffle(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:

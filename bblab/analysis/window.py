@@ -115,22 +115,30 @@ def shifted(by: int, step: int = 1) -> Window:
     return Window(step, (by,), (by,))
 
 
-def upsampled(factor: int, mode: str = "nearest") -> Window:
-    """Each unit copied `factor` times, or interpolated between the two nearest (half-pixel centres)."""
-    if mode == "nearest":
-        return Window(1, (0,) * factor, (0,) * factor)
-    places = [Fraction(2 * r + 1, 2 * factor) - Fraction(1, 2) for r in range(factor)]
-    lows = tuple(math.floor(p) for p in places)
-    return Window(1, lows, tuple(low + (p != low) for low, p in zip(lows, places, strict=True)))
+def upsampled(factor: int) -> Window:
+    """Each unit copied `factor` times."""
+    return Window(1, (0,) * factor, (0,) * factor)
 
 
-def downsampled(factor: int, mode: str = "nearest") -> Window:
-    """Every `factor`-th unit, or the two nearest to the half-pixel centre of each group."""
-    if mode == "nearest":
-        return Window(factor, (0,), (0,))
-    place = Fraction(factor, 2) - Fraction(1, 2)
-    low = math.floor(place)
-    return Window(factor, (low,), (low + (place != low),))
+def resized(size: int, out: int, mode: str) -> Window:
+    """A map of `size` units brought to `out` units, in any ratio, as torch's interpolate does (half-pixel centres).
+
+    nearest and nearest-exact copy one unit, bilinear mixes the two beside the place, area takes all that it overlaps.
+    """
+    common = math.gcd(size, out)
+    lows, highs = [], []
+    for unit in range(out // common):
+        if mode == "area":
+            low, high = unit * size // out, -(-(unit + 1) * size // out) - 1
+        elif mode == "bilinear":
+            place = Fraction((2 * unit + 1) * size, 2 * out) - Fraction(1, 2)
+            low, high = math.floor(place), math.ceil(place)
+        else:
+            assert mode in ("nearest", "nearest-exact"), mode
+            low = high = unit * size // out if mode == "nearest" else (2 * unit + 1) * size // (2 * out)
+        lows.append(low)
+        highs.append(high)
+    return Window(size // common, tuple(lows), tuple(highs)).shortest()
 
 
 def transposed(kernel: int, stride: int, pad: int, dilation: int) -> Window | None:
