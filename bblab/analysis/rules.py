@@ -137,11 +137,11 @@ def _macs(graph: OpGraph, op: Op) -> int:
     return math.prod(graph.tensors[op.outputs[0]]) * math.prod(op.attrs["weight_shape"][1:])
 
 
-def _reaches_output_without(graph: OpGraph, skipped: Op) -> bool:
-    """Whether the block's output still depends on its input when one op is taken out."""
+def _reaches_output_without(graph: OpGraph, skipped: Sequence[Op]) -> bool:
+    """Whether the block's output still depends on its input when these ops are taken out."""
     reached = set(graph.inputs)
     for op in graph.ops:
-        if op is not skipped and any(i in reached for i in op.inputs):
+        if not any(op is s for s in skipped) and any(i in reached for i in op.inputs):
             reached.update(op.outputs)
     return any(i in reached for i in graph.outputs)
 
@@ -160,8 +160,12 @@ def _m(count: float) -> str:
 @rule("stride-1x1", "warning", NOTES)
 def _stride_1x1(s: Subject, r: Rule) -> Iterator[Finding]:
     """A stride-2 1x1 convolution in the main path reads 25 % of the pixels; shortcut projections are exempt."""
-    for piece, op in _convs(s.deploy_pieces):
-        if _kernel(op) == (1, 1) and _stride(op) > 1 and not _reaches_output_without(piece.graph, op):
+    for piece in s.deploy_pieces:
+        strided = [op for _, op in _convs([piece]) if _kernel(op) == (1, 1) and _stride(op) > 1]
+        main = [op for op in strided if not _reaches_output_without(piece.graph, [op])]
+        if not main and not _reaches_output_without(piece.graph, strided):
+            main = strided  # every path has one: a shortcut's projection is no excuse
+        for op in main:
             kept = 1 / _stride(op) ** 2
             yield r.finding(
                 piece.where, f"a 1x1 convolution with stride {_stride(op)} reads {_percent(kept)} of the pixels"
@@ -336,7 +340,8 @@ def _heavy_last(s: Subject, r: Rule) -> Iterator[Finding]:
         ("MACs", last.macs / max(1, s.deploy.macs_backbone)),
     ):
         if share > 0.6:
-            yield r.finding(last.stage, f"the last stage holds {_percent(share)} of the backbone's {what}")
+            stage = last.stage.partition("[")[0]  # of a stage with several maps, all of it
+            yield r.finding(stage, f"the last stage holds {_percent(share)} of the backbone's {what}")
 
 
 # ---------------------------------------------------------------------------------------------- tracker
