@@ -7,9 +7,13 @@ the same four rooms (all optional), its notebook `lab.sqlite` and its settings `
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOMS = ("blocks", "arch_specs", "pretrain", "reports")
@@ -28,12 +32,27 @@ def room(name: str) -> Path:
 
 
 def cache_dir() -> Path:
-    """Where remembered op lists and converted models are kept; safe to delete. `BBLAB_CACHE` overrides it."""
+    """Where remembered op lists and converted models are kept; safe to delete. `BBLAB_CACHE` overrides it.
+
+    A folder that cannot be written is replaced by one for this process: only time is lost.
+    """
     if set_by_user := os.environ.get("BBLAB_CACHE"):
-        return Path(set_by_user).expanduser()
+        return _writable_or_temporary(Path(set_by_user).expanduser())
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("bblab", appauthor=False))
+    return _writable_or_temporary(Path(platformdirs.user_cache_dir("bblab", appauthor=False)))
+
+
+@cache
+def _writable_or_temporary(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        own = Path(tempfile.mkdtemp(prefix="bblab-cache-"))
+        atexit.register(shutil.rmtree, own, ignore_errors=True)
+        return own
 
 
 def default_lab_dir() -> Path:

@@ -895,7 +895,7 @@ def resolve(
     else:
         known = rooms.files("arch_specs", ".yaml")
         if base not in known:
-            hint = near(base, known) + "; a file is named with its ending (./my.yaml), timm's nets as timm:NAME"
+            hint = near(base, known) + "\n  all: bblab specs; a file has its ending (./my.yaml); timm's nets are timm:NAME"
             raise BblabError(f"no spec {base[:MAX_NAME]!r}", hint=hint)
         path = known[base]
     spec = parse(read_text(path), kinds, file=_shown(path), name=path.stem, edits=edits)

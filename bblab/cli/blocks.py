@@ -59,11 +59,10 @@ def _one(info: Any, out: Any) -> None:
 
 
 def _shown(value: Any) -> str:
-    return (
-        {None: "null", True: "true", False: "false"}.get(value, str(value))
-        if not isinstance(value, (list, dict))
-        else str(value)
-    )
+    """A default as a spec writes it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _row(info: Any) -> dict[str, Any]:

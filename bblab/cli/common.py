@@ -108,9 +108,11 @@ def write_text(target: str, text: str) -> None:
 def _checked(target: str) -> Path:
     from bblab.spec import expanded
 
+    if not target.strip():
+        raise BblabError("a file without a name was asked for", hint="name a file, or - for stdout")
     path = expanded(target)
-    if not target or path.is_dir():
-        raise _unwritable(path, "it is a folder" if target else "it has no name")
+    if path.is_dir():
+        raise _unwritable(path, "it is a folder")
     if not path.parent.is_dir():
         raise _unwritable(path, f"there is no folder {path.parent}")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
