@@ -103,8 +103,10 @@ def _notes(rows: Sequence[Row], groups: Mapping[Group, Sequence[tuple[Row, Row |
         notes.append(
             "– for wall times: other work held the machine (wall/CPU 1.02 or more); trust the ratios and CPU times"
         )
-    if any(not r["steady"] for r in rows):
-        notes.append("~ not steady: " + _reasons(rows))
+    for members in sessions.values():
+        if any(not r["steady"] for r in members):
+            where = f" ({_name(members[0])})" if len(sessions) > 1 else ""
+            notes.append(f"~ not steady{where}: {_reasons(members)}")
     if any(r["form"] == "train" for r in rows):
         notes.append("train is the unfused form: not what a device runs")
     notes += _disagreements(sessions)
@@ -120,7 +122,7 @@ def _session_notes(members: Sequence[Row], *, many: bool) -> list[str]:
     reference = f"{first['reference']} {first['reference_form']}"
     how = (
         f"{first['device']}, {first['runtime']} {first['runtime_version']}, {first['precision']}, {threads}, "
-        f"batch 1, {size}, {pace}; {first['processes']} processes × {first['rounds']} rounds beside {reference}"
+        f"batch 1, {size}, {pace}; {first['processes']} processes, {first['calls']} calls a net, beside {reference}"
     )
     detail = first["drift_detail"]
     if first["drift"] is None:
@@ -163,9 +165,8 @@ def _reasons(rows: Sequence[Row]) -> str:
     for row in rows:
         for doubt in row["doubts"]:
             by_reason.setdefault(doubt, []).append(row["label"])
-    every = len({r["label"] for r in rows})
     return "; ".join(
-        reason if len(set(labels)) == every and every > 1 else f"{', '.join(dict.fromkeys(labels))}: {reason}"
+        reason if len(labels) == len(rows) > 1 else f"{', '.join(labels)}: {reason}"
         for reason, labels in by_reason.items()
     )
 

@@ -165,7 +165,7 @@ class _Session:
 
     def _note_budget(self, done: int) -> None:
         self.notes.append(
-            f"the budget of {self.plan.budget_s:g} s ended it after {done} of {self.plan.processes} processes"
+            f"the budget of {self.plan.budget_s:.3g} s ended it after {done} of {self.plan.processes} processes"
         )
 
     def _pace(self) -> tuple[float, float]:
