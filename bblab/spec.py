@@ -558,10 +558,12 @@ class _Parser:
     def row(self, node: Node, where: str, *, is_head: bool = False) -> list[Row]:
         own = self.map_of(node, f"{where}: a row")
         if not own:
+            self.has_unknown_block = True
             if node.kind == "map":
                 self.complain(node.mark, f"{where}: the row is empty", "{block: conv, out: 32, stride: 2}")
             return []
         if "block" not in own:
+            self.has_unknown_block = True
             self.complain(node.mark, f"{where}: `block` is missing", near("", self.kinds))
             return []
         block_node = own["block"][1]
@@ -753,7 +755,12 @@ def apply_set(root: Node, edits: Sequence[str]) -> None:
         try:
             value = read_yaml(text or "null", f"--set {edit}")
         except SpecError as error:
-            complaints.extend(error.complaints)
+            column = len(path) + 1  # of the value in what was typed
+            places = [c.mark.column if c.mark and c.mark.line == 1 else len(text) for c in error.complaints]
+            complaints += [
+                replace(c, mark=replace(where, column=column + at))
+                for c, at in zip(error.complaints, places, strict=True)
+            ]
             continue
         _shift(value, len(path) + 1)
         if problem := _assign(root, path.strip().split("."), value):
@@ -895,7 +902,9 @@ def resolve(
     else:
         known = rooms.files("arch_specs", ".yaml")
         if base not in known:
-            hint = near(base, known) + "\n  all: bblab specs; a file has its ending (./my.yaml); timm's nets are timm:NAME"
+            hint = (
+                near(base, known) + "\n  all: bblab specs; a file has its ending (./my.yaml); timm's nets are timm:NAME"
+            )
             raise BblabError(f"no spec {base[:MAX_NAME]!r}", hint=hint)
         path = known[base]
     spec = parse(read_text(path), kinds, file=_shown(path), name=path.stem, edits=edits)
