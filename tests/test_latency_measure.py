@@ -114,6 +114,16 @@ def test_default_plan_is_six_processes_of_five_rounds_in_new_orders() -> None:
     assert {r.warmups for r in device.requests} == {5}
 
 
+def test_models_are_loaded_in_an_order_of_their_own_in_each_process() -> None:
+    device = FakeDevice(TIMES)
+    a, b, reference = run(device, Plan(processes=12))
+    loaded = {tuple(m.label for m in r.models) for r in device.requests}
+    assert len(loaded) >= 4  # of the six orders of three; the seed is fixed
+    # and yet every time is the right net's
+    for timing, seconds in ((a, 0.010), (b, 0.020), (reference, 0.040)):
+        assert all(x == pytest.approx(seconds, rel=0.011) for p in timing.samples.cpu_s for x in p)
+
+
 def test_the_reference_is_not_run_twice_when_it_is_a_candidate() -> None:
     device = FakeDevice(TIMES)
     reference = net("resnet18")

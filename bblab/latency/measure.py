@@ -182,14 +182,13 @@ class _Session:
 
     def _process(self, number: int, rounds: int, paths: list[str], started: float) -> ProcessResult:
         orders = protocol.orders(len(self.nets), rounds, self.plan.seed, number)
+        loaded = protocol.load_order(len(self.nets), self.plan.seed, number)
         request = wire.Request(
             runtime=self.runtime.name,
             threads=self.plan.threads,
             warmups=self.plan.warmups,
             seed=self.plan.seed,
-            models=tuple(
-                wire.ModelFile(net.label, path, (1, *net.input)) for net, path in zip(self.nets, paths, strict=True)
-            ),
+            models=tuple(wire.ModelFile(self.nets[at].label, paths[at], (1, *self.nets[at].input)) for at in loaded),
             orders=tuple(map(tuple, orders)),
             pace_s=1 / self.plan.pace_fps if self.plan.pace_fps else 0.0,
         )
@@ -219,7 +218,8 @@ class _Session:
                             left = self._seconds_left(planned - number, rounds, started)
                             self.tell(done_before + message.round, total, left, text)
                     case wire.Call():
-                        calls[message.model, message.round] = (message.wall_s, message.cpu_s)
+                        if message.model < len(loaded):
+                            calls[loaded[message.model], message.round] = (message.wall_s, message.cpu_s)
         return _complete(
             hello, calls, speed, len(self.nets), rounds, self.clock() - begin, (last_at - ready_at) / rounds
         )

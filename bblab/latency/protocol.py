@@ -58,6 +58,17 @@ def orders(num_models: int, rounds: int, seed: int, process: int) -> list[list[i
     return result
 
 
+def load_order(num_models: int, seed: int, process: int) -> list[int]:
+    """The order in which a process loads the models, its own in each process: `[place in the worker] -> model`.
+
+    Where a model lies in memory is part of its time (Mytkowicz et al. 2009, "Producing wrong data without doing
+    anything obviously wrong!"), and loaded in one order it lies at the same place in every process.
+    """
+    order = list(range(num_models))
+    random.Random(f"{seed}/{process}/load").shuffle(order)
+    return order
+
+
 # Estimates ------------------------------------------------------------------------------------------------------
 
 
