@@ -702,8 +702,9 @@ class Lab:
         from bblab.latency import devices, places, run_races, runtimes
 
         devices.find(device)
-        for race in races:
+        for race in races:  # every mistake before the first measurement
             runtimes.find(race.runtime).version()
+            replace(plan, threads=race.threads, pace_fps=race.pace_fps)
         outcomes: list[Outcome] = []
         rows: list[Mapping[str, Any]] = []
         problems: list[BblabError] = []
