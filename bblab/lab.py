@@ -711,7 +711,8 @@ class Lab:
         for outcome in run_races(races, device=device, plan=plan, on_progress=on_progress):
             outcomes.append(outcome)
             if outcome.problem is not None:
-                problems.append(outcome.problem)
+                where = f"{outcome.race.title}: " if len(races) > 1 else ""
+                problems.append(RunError(where + outcome.problem.message, hint=outcome.problem.hint))
             problems += [RunError(f"left out of {outcome.race.title}: {text}") for text in outcome.left_out]
             if not outcome.timings:
                 continue
