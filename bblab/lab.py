@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bblab.latency import Candidate, Outcome, Plan, Race, Timing, Verdict
+    from bblab.weights import Imported
 
 REFERENCE = "resnet18"
 """The fixed reference of every latency ratio: its deploy form at the same input size."""
@@ -742,6 +743,55 @@ class Lab:
                 }
                 for t in timings
             ]
+
+    # ------------------------------------------------------------------------------------------ weights
+
+    def import_weights(
+        self,
+        reference: str | ArchSpec,
+        source: str,
+        *,
+        edits: Sequence[str] = (),
+        keys_of: str | None = None,
+        inherit: bool = False,
+        random: bool = False,
+        out: Path | str | None = None,
+        store: bool = True,
+    ) -> Imported:
+        """Another net's, a file's or an older edit's weights in a spec, as a safetensors file and a row.
+
+        `source`: a library's net ("timm:NAME", pretrained unless `random`) or a file, whose keys are those of `keys_of`
+        where it does not say so itself. `inherit` takes what fits after an edit. Raises NoMatch, and writes nothing,
+        where the outputs are not equal.
+        """
+        from bblab import weights
+
+        spec = reference if isinstance(reference, ArchSpec) else self.spec(reference, edits)
+        keys: ArchSpec | str | None = keys_of
+        if keys_of is not None and not weights.is_peer(keys_of):
+            keys = self.spec(keys_of)
+        found = weights.bring(spec, self.kinds, source, keys_of=keys, inherit=inherit, random=random)
+        content = weights.content_hash(found.state, spec.spec_id)
+        stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(spec.name).name)
+        path = Path(out) if out is not None else self.folder / "weights" / f"{stem}-{content[:8]}.safetensors"
+        path = weights.save(found.state, path, weights.metadata(spec, found))
+        found = replace(found, path=path, content_sha256=content)
+        if not store:
+            return found
+        result = {k: v for k, v in found.to_json().items() if k != "run_id"}
+        inputs = {k: result.pop(k) for k in ("source", "source_version", "source_sha256")}
+        inputs |= {"spec": spec.name, "keys_of": keys_of, "inherit": inherit, "random": random}
+        with self.notebook() as notebook:
+            run_id = notebook.add(
+                "import",
+                spec_id=spec.spec_id,
+                name=spec.name,
+                code_version=code_version(),
+                inputs=inputs,
+                result=result,
+                spec_text=spec.canonical,
+            )
+        return replace(found, run_id=run_id)
 
     # ------------------------------------------------------------------------------------------ the notebook
 
