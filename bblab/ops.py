@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bblab import blocks, rooms
 from bblab.errors import BblabError
+from bblab.shapes import plain_result, shapes_only
 from bblab.spec import BlockInfo, Row
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ _SIGNATURES: dict[str, tuple[str, ...]] = {
     "max": ("input", "dim", "keepdim"),
     "std": ("input", "dim"),
     "var": ("input", "dim"),
+    "cumsum": ("input", "dim"),
     "norm": ("input", "p", "dim"),
     "normalize": ("input", "p", "dim"),
     "softmax": ("input", "dim"),
@@ -160,6 +162,7 @@ _SIGNATURES: dict[str, tuple[str, ...]] = {
     "chunk": ("input", "chunks", "dim"),
     "split": ("input", "split", "dim"),
     "split_with_sizes": ("input", "split", "dim"),
+    "tensor_split": ("input", "split", "dim"),
     "unbind": ("input", "dim"),
     "repeat": ("input", "repeats"),
     "repeat_interleave": ("input", "repeats", "dim"),
@@ -173,6 +176,7 @@ _KEYWORDS = {
     "split_size": "split",
     "split_size_or_sections": "split",
     "split_sizes": "split",
+    "indices_or_sections": "split",
     "axis": "dim",
 }
 _SKIP = {"input", "weight", "bias", "tensors", "query", "key", "value"}
@@ -255,6 +259,8 @@ def record(module: nn.Module, inputs: Sequence[Tensor], *, as_list: bool = False
         weight_ids[id(b)] = len(weights)
         weights.append(Weight(name, tuple(b.shape), b.element_size(), False))
 
+    on_meta = all(t.is_meta for t in inputs)
+
     def storage_of(t: Tensor) -> int:
         return t.untyped_storage()._cdata
 
@@ -280,7 +286,9 @@ def record(module: nn.Module, inputs: Sequence[Tensor], *, as_list: bool = False
             kwargs = kwargs or {}
             read = flat([args, kwargs])
             versions = [t._version for t in read]
-            out = func(*args, **kwargs)
+            out = plain_result(func, args, kwargs) if on_meta else None
+            if out is None:
+                out = func(*args, **kwargs)
             made = flat(out)
             if made and read:
                 note(func, args, kwargs, read, versions, made)
@@ -397,6 +405,10 @@ def _put(module: nn.Module, path: str, new: nn.Module) -> None:
     setattr(module.get_submodule(parent), name, new)
 
 
+# A module that needs real numbers to run is built on the CPU up to this size. Chosen by us: four times ViT-L.
+_MAX_RECORDED_BYTES = 5 * 10**9
+
+
 def record_anywhere(make: Callable[[str], nn.Module], shapes: Sequence[Shape], *, as_list: bool = False) -> OpGraph:
     """Record on the meta device; on the CPU when the module cannot run there (it reads values, makes CPU tensors)."""
     import torch
@@ -408,11 +420,16 @@ def record_anywhere(make: Callable[[str], nn.Module], shapes: Sequence[Shape], *
 
     try:
         return run("meta")
-    except (RuntimeError, NotImplementedError) as on_meta:
-        try:
-            return run("cpu")
-        except Exception:
-            raise on_meta from None
+    except Exception as on_meta:
+        # Anything else would fail on the CPU too, and a net that is too large must not be allocated to find that out.
+        if not isinstance(on_meta, NotImplementedError) and "meta" not in str(on_meta).lower():
+            raise
+        weights = 0
+        with suppress(Exception):  # fusing may need real numbers too; the train form was measured before
+            weights = sum(p.numel() * p.element_size() for p in make("meta").parameters())
+        if weights > _MAX_RECORDED_BYTES:
+            raise
+        return run("cpu")
 
 
 # ---------------------------------------------------------------------------------------------- remembering
@@ -426,7 +443,7 @@ def recorder_version() -> str:
     from pathlib import Path
 
     here = Path(__file__).parent
-    text = b"".join((here / name).read_bytes() for name in ("ops.py", "blockkit.py"))
+    text = b"".join((here / name).read_bytes() for name in ("ops.py", "shapes.py", "blockkit.py"))
     try:
         torch_version = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
@@ -457,7 +474,8 @@ class Memory:
             except sqlite3.DatabaseError as error:
                 self._db = False
                 if "not a database" in str(error) or "malformed" in str(error):
-                    path.unlink(missing_ok=True)  # only a cache: begin anew at the next start
+                    with suppress(OSError):
+                        path.unlink(missing_ok=True)  # only a cache: begin anew at the next start
             except OSError:
                 self._db = False
         return self._db or None  # type: ignore[return-value]
@@ -507,6 +525,13 @@ MEMORY = Memory()
 
 # ---------------------------------------------------------------------------------------------- blocks of a spec
 
+
+def _typename(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of {', '.join(type(v).__name__ for v in value) or 'nothing'}"
+    return type(value).__name__
+
+
 Form = Literal["train", "deploy"]
 
 
@@ -526,7 +551,8 @@ def deploy_block(module: nn.Module, info: BlockInfo, shapes: tuple[Shape, ...], 
 
     from bblab import blockkit
 
-    fused = blockkit.deploy(module)
+    with shapes_only():
+        fused = blockkit.deploy(module)
     if info.origin == "lab" and len(shapes) == 1:
         fold_norms(fused, [torch.zeros((1, *shapes[0]), device=device)])
     return fused
@@ -541,20 +567,31 @@ def _record_block(row: Row, info: BlockInfo, shapes: tuple[Shape, ...], form: Fo
         module = blocks.make(row, in_ch, info, device=device)
         if not isinstance(module, nn.Module):
             raise BblabError(f"{info.class_name} is no nn.Module", hint=f"let it inherit from nn.Module in {info.file}")
-        if form == "train":
-            return module.eval()
-        return deploy_block(module, info, shapes, device)
+        module = module.eval() if form == "train" else deploy_block(module, info, shapes, device)
+        module.register_forward_hook(check_output)
+        return module
+
+    def check_output(_: nn.Module, __: Any, out: Any) -> None:
+        import torch
+
+        several = isinstance(row.out, tuple) and isinstance(out, (list, tuple))
+        if not all(isinstance(t, torch.Tensor) for t in (out if several else [out])):
+            wanted = "a list of tensors" if isinstance(row.out, tuple) else "a tensor"
+            raise TypeError(f"forward returned {_typename(out)}, expected {wanted}")
 
     size = " and ".join("x".join(map(str, s)) for s in shapes)
     try:
         return record_anywhere(make, shapes, as_list=len(shapes) > 1)
     except BblabError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         said = str(error).strip().splitlines()
         what = said[0] if said else type(error).__name__
-        if isinstance(error, NotImplementedError) and "forward" in what:
-            what = "it has no forward()"
         name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        hint = "" if info.origin == "built-in" else f"the block is {info.class_name} in {info.file}"
+        if isinstance(error, NotImplementedError) and "forward" in what:
+            name, what = "", "it has no forward()"
+        elif isinstance(row.out, tuple) and isinstance(error, TypeError):
+            name, what = "", f"it makes one map, and out is a list ({type(error).__name__}: {what})"
+        place = f"{info.file}{blocks.line_in(info.file, error)}"
+        hint = "" if info.origin == "built-in" else f"the block is {info.class_name} in {place}"
         raise BblabError(f"{row.kind} on a map of {size}: {name}{what}", hint=hint) from error

@@ -7,7 +7,7 @@ additions. Everything that `bblab profile` prints about a network's cost and geo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from bblab import library
 from bblab.analysis import cost as costing
@@ -49,14 +49,13 @@ class BlockSummary:
     uncounted: tuple[str, ...]
     is_global: bool
     unknown: str
+    is_simple: bool = field(init=False)
+    """One map in, one map out, the same window along both axes, no upsampling: the common fast case."""
 
-    @property
-    def is_simple(self) -> bool:
-        """One map in, one map out, the same window along both axes, no upsampling: the common fast case."""
-        if len(self.outputs) != 1 or len(self.views[0]) != 1 or self.unknown:
-            return False
-        view = self.views[0][0]
-        return view is not None and view[0] == view[1] and view[0].period == 1
+    def __post_init__(self) -> None:
+        view = self.views[0][0] if len(self.outputs) == 1 and len(self.views[0]) == 1 else None
+        is_simple = view is not None and not self.unknown and view[0] == view[1] and view[0].period == 1
+        object.__setattr__(self, "is_simple", is_simple)
 
 
 def summarise(graph: OpGraph) -> BlockSummary:
@@ -237,8 +236,9 @@ class Analyst:
             return _library_cost(spec, form, given)
         try:
             return self._walk(spec, form, given)
-        except BblabError:
-            raise SpecError(self._complaints(spec, form, given)) from None
+        except BblabError as error:
+            found = self._complaints(spec, form, given)
+            raise SpecError(found or [Complaint(None, error.message, error.hint)]) from None
 
     def _walk(self, spec: ArchSpec, form: Form, given: Shape) -> NetCost:
         summaries = self._summaries
