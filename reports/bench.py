@@ -101,7 +101,7 @@ def _notes(rows: Sequence[Row], groups: Mapping[Group, Sequence[tuple[Row, Row |
         notes += _session_notes(members, many=len(sessions) > 1)
     if any(r["is_busy"] for r in rows):
         notes.append(
-            "wall times are shown only where wall/CPU is below 1.02: other work held the machine; trust ratios and CPU times"
+            "other work held the machine (wall/CPU 1.02 or more): no wall times there; trust the ratios and CPU times"
         )
     for members in sessions.values():
         if any(not r["steady"] for r in members):
