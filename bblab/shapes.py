@@ -283,6 +283,19 @@ def _normalized(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Shape | None:
     return None if kwargs.get("dtype") is not None else args[0].shape
 
 
+def _attention(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Shape | None:
+    """softmax(q k) v of equal batches and heads."""
+    bound = _bind(("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale"), args, kwargs)
+    if bound is None:
+        return None
+    q, k, v = bound["query"], bound["key"], bound["value"]
+    if not all(_is_plain(t, in_any_order=True) and t.dtype == q.dtype and t.dim() == q.dim() for t in (k, v)):
+        return None
+    if q.shape[:-2] != k.shape[:-2] or k.shape[:-1] != v.shape[:-1] or q.shape[-1] != k.shape[-1]:
+        return None
+    return [*q.shape[:-1], v.shape[-1]]
+
+
 def _matmul(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Shape | None:
     """A matrix times a matrix or vector."""
     if kwargs or len(args) != 2 or not _is_plain(args[1]) or args[0].dtype != args[1].dtype:
@@ -293,7 +306,9 @@ def _matmul(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Shape | None:
     return [a.shape[0], *b.shape[1:]]
 
 
-_MAKES_CONTIGUOUS = frozenset(("batch_norm", "layer_norm", "conv2d", "linear", "max_pool2d", "avg_pool2d"))
+_MAKES_CONTIGUOUS = frozenset(
+    ("scaled_dot_product_attention", "batch_norm", "layer_norm", "conv2d", "linear", "max_pool2d", "avg_pool2d")
+)
 """Calls whose result lies in plain order whatever the order of their input."""
 
 _ELEMENTWISE = (
@@ -315,6 +330,7 @@ _RULES: dict[str, Rule] = {
     "stack": _stack,
     "interpolate": _interpolate,
     "einsum": _einsum,
+    "scaled_dot_product_attention": _attention,
     **dict.fromkeys(_ELEMENTWISE.split(), _same),
     **dict.fromkeys("add sub mul div __add__ __radd__ __sub__ __mul__ __rmul__ __truediv__".split(), _broadcast),
 }

@@ -38,6 +38,7 @@ CALLS: dict[str, Callable[[Callable[..., Tensor]], Any]] = {
     "linear": lambda t: F.linear(t(2, 5, 8), t(3, 8), t(3)),
     "matrix": lambda t: t(3, 4) @ t(4, 5),
     "matrix by vector": lambda t: t(3, 4) @ t(4),
+    "attention": lambda t: F.scaled_dot_product_attention(t(2, 4, 9, 8), t(2, 4, 9, 8), t(2, 4, 9, 8)),
     "einsum": lambda t: torch.einsum("om,mikl->oikl", t(3, 4), t(4, 5, 2, 2)),
     "conv": lambda t: F.conv2d(t(*X), t(4, 6, 3, 3), t(4), 2, 1),
     "oblong conv": lambda t: F.conv2d(t(*X), t(4, 6, 1, 7), padding=(0, 3)),
