@@ -178,12 +178,13 @@ class InceptionC(_Parallel):
 class CirInception(_Parallel):
     """SiamDW's CIR-Inception unit: a 1x1 in the shortcut, concatenated with the bottleneck instead of added; cropped.
 
-    A fifth of out comes from the shortcut, the rest from 1x1, 3x3 (a fifth wide), 1x1.
+    Four fifths of out come from 1x1, 3x3 (a fifth wide), 1x1; the last fifth is the shortcut.
 
     last_act: whether an activation ends both branches.
     crop: pixels cut from each side of the map.
     act: activation, or none.
-    eps: the norms' epsilon.
+    eps: the bottleneck's norms' epsilon.
+    shortcut_eps: that of the shortcut's norm; the authors' is larger there.
     """
 
     def __init__(
@@ -195,6 +196,7 @@ class CirInception(_Parallel):
         crop: int = 1,
         act: str | None = "relu",
         eps: float = 1e-5,
+        shortcut_eps: float = 1e-3,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -204,14 +206,14 @@ class CirInception(_Parallel):
             raise ValueError(f"crop must be at least 0, read {crop}")
         part = out_ch // 5
         last = act if last_act else None
-        dd: dict[str, Any] = {"eps": eps, "device": device, "dtype": dtype}
+        dd = {"device": device, "dtype": dtype}
         super().__init__(
-            ConvNorm(in_ch, part, 1, act=last, **dd),
             nn.Sequential(
-                ConvNorm(in_ch, part, 1, act=act, **dd),
-                ConvNorm(part, part, 3, act=act, **dd),
-                ConvNorm(part, 4 * part, 1, act=last, **dd),
+                ConvNorm(in_ch, part, 1, act=act, eps=eps, **dd),
+                ConvNorm(part, part, 3, act=act, eps=eps, **dd),
+                ConvNorm(part, 4 * part, 1, act=last, eps=eps, **dd),
             ),
+            ConvNorm(in_ch, part, 1, act=last, eps=shortcut_eps, **dd),
         )
         self.crop = crop
 

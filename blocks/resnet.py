@@ -127,7 +127,7 @@ class Bottleneck(_Residual):
     groups: channel groups of the 3x3 convolution (ResNeXt).
     dilation: distance between the 3x3 kernels' taps, in the projection too.
     projection: form of the shortcut where channels or stride change: {kernel: 1} or {kernel: 3} (pysot).
-    norm_sum: one norm after the sum instead of one at the end of each path (CIResNeXt22).
+    norm_sum: a norm after the sum, none after the projection (CIResNeXt22).
     last_act: whether an activation follows the sum.
     crop: pixels cut from each side after the sum (SiamDW's CIR unit: 1).
     act: activation, or none.
@@ -164,7 +164,7 @@ class Bottleneck(_Residual):
         main = nn.Sequential(
             ConvNorm(in_ch, mid, 1, act=act, **dd),
             ConvNorm(mid, wide, 3, stride, pad=pad, dilation=dilation, groups=groups, act=act, **dd),
-            ConvNorm(wide, out_ch, 1, bias=False, norm=not norm_sum, act=None, **dd),
+            ConvNorm(wide, out_ch, 1, act=None, **dd),
         )
         last = act if last_act else None
         shape: dict[str, Any] = {"projection": projection, "dilation": dilation, "pad": pad, "crop": crop}

@@ -191,16 +191,15 @@ def test_cir_inception_crops_and_may_end_without_activation() -> None:
     assert CirInception(8, 20)(image(8)).shape == (2, 20, 15, 15)
     assert trained(CirInception(8, 20))(image(8)).min() == 0
     open_ended = trained(CirInception(8, 20, last_act=False))(image(8))
-    assert open_ended[:, :4].min() < 0 and open_ended[:, 4:].min() < 0
+    assert open_ended[:, :16].min() < 0 and open_ended[:, 16:].min() < 0
 
 
-def test_a_norm_after_the_sum_replaces_those_on_the_paths() -> None:
+def test_a_norm_after_the_sum_replaces_the_projections() -> None:
     block = trained(Bottleneck(8, 16, norm_sum=True))
     assert isinstance(block, Bottleneck)
     x = image(8)
-    main, shortcut = block.main[:2](x), F.conv2d(x, block.shortcut.conv.weight)
-    assert torch.allclose(block(x), F.relu(block.norm(F.conv2d(main, block.main[2].conv.weight) + shortcut)), atol=1e-6)
-    assert norms(block) == 3 and norms(Bottleneck(8, 16)) == 4
+    assert torch.allclose(block(x), F.relu(block.norm(block.main(x) + F.conv2d(x, block.shortcut.conv.weight))))
+    assert norms(block) == 4 and norms(Bottleneck(16, 16, norm_sum=True)) == 4 and norms(Bottleneck(16, 16)) == 3
 
 
 def test_hr_hands_on_one_map_more_and_halves_its_side() -> None:
@@ -290,15 +289,15 @@ def test_inception_parameters() -> None:
     # C, four branches of 8 of 32, width 4 inside: 64 + 16; 32 + 8, 7 * 16 + 8, 7 * 32 + 16;
     # 32 + 8, three times 7 * 16 + 8, 7 * 32 + 16; 64 + 16.
     assert count(InceptionC(8, 32, width=4)) == 80 + 40 + 120 + 240 + 40 + 3 * 120 + 240 + 80
-    # CIR-Inception to 4 + 16: 32 + 8; 32 + 8, 9 * 16 + 8, 64 + 32.
-    assert count(CirInception(8, 20)) == 40 + 40 + 152 + 96
+    # CIR-Inception to 16 + 4: 32 + 8, 9 * 16 + 8, 64 + 32; 32 + 8.
+    assert count(CirInception(8, 20)) == 40 + 152 + 96 + 40
 
 
 def test_bottleneck_parameters_with_a_wide_3x3_and_a_norm_after_the_sum() -> None:
     # 8 -> 4 -> 8 -> 16: 32 + 8, 9 * 32 + 16, 128 + 32; projection 128 + 32.
     assert count(Bottleneck(8, 16, widen=2)) == 40 + 304 + 160 + 160
-    # 8 -> 4 -> 4 -> 16: 32 + 8, 9 * 16 + 8, 64; projection 128; one norm 32.
-    assert count(Bottleneck(8, 16, norm_sum=True)) == 40 + 152 + 64 + 128 + 32
+    # 8 -> 4 -> 4 -> 16: 32 + 8, 9 * 16 + 8, 64 + 32; projection 128; the sum's norm 32.
+    assert count(Bottleneck(8, 16, norm_sum=True)) == 40 + 152 + 96 + 128 + 32
 
 
 def test_a_bias_beside_the_norm_adds_one_number_a_channel() -> None:
