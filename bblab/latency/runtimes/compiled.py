@@ -7,7 +7,9 @@ The kernels are the same; torch.compile's checks of its assumptions before each 
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +51,15 @@ class Compiled:
         program = exported(module, input_shape, self.processor)
         if self.processor == "cuda":
             exact_float32()
-        with torch.no_grad():
-            torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+        log = logging.getLogger("torch.utils.cpp_extension")  # says that there is no GPU, which nobody asked for
+        level = log.level
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch 2.13 deprecates what it does itself
+            log.setLevel(logging.ERROR)
+            try:
+                torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+            finally:
+                log.setLevel(level)
 
     def load(self, path: str, threads: int) -> OnCpu | OnCuda:
         use_threads(threads)
