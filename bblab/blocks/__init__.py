@@ -81,7 +81,8 @@ def _parsed(path: Path, stamp: Stamp) -> ast.Module:
         return ast.parse(path.read_bytes(), filename=str(path))  # bytes: Python's own rules for the encoding
     except SyntaxError as error:
         hint = "mend the file, or move it out of the room `blocks`"
-        raise BblabError(f"{path}:{error.lineno}: not Python: {error.msg}", hint=hint) from None
+        line = f":{error.lineno}" if error.lineno else ""
+        raise BblabError(f"{path}{line}: not Python: {error.msg}", hint=hint) from None
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise _unreadable(path, error) from None
 

@@ -51,6 +51,9 @@ def profile(
 
     if json == "-" and csv == "-":
         raise BblabError("--json - and --csv - both want stdout", hint="give one of them a file")
+    from bblab.cli import witnesses
+
+    others = None if witness is None else witnesses.names(witness)
     opened = common.open_lab(lab)
     machine = "-" in (json, csv)
     plan = None if no_latency else Plan(budget_s=budget)
@@ -66,11 +69,9 @@ def profile(
     if layers:
         for p, row in zip(profiles, rows, strict=True):
             row["layers"] = opened.layers(p.spec)
-    if witness:
-        from bblab.cli import witnesses
-
+    if others:
         for p, row in zip(profiles, rows, strict=True):
-            row["witnesses"] = opened.witnesses(p.spec, witnesses.names(witness))
+            row["witnesses"] = opened.witnesses(p.spec, others)
     page = reports.find("comparison", opened.rooms)(rows)
     if not machine:
         _draw(profiles, rows, page)

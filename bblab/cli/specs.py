@@ -38,8 +38,9 @@ def specs(json: common.JsonOption = None, lab: common.LabOption = None) -> None:
         )  # fmt: skip
     out = common.console()
     out.print(drawn)
+    sound = next((e.name for e in entries if not e.error), "SPEC")
     where = f"deploy form, with head · your own go into {common.short(opened.folder / 'arch_specs')}"
-    out.print(f"{where} · next: bblab new mine --like {entries[0].name}", style="dim", markup=False, soft_wrap=True)
+    out.print(f"{where} · next: bblab new mine --like {sound}", style="dim", markup=False, soft_wrap=True)
 
 
 def _brief(about: str) -> str:
