@@ -1,0 +1,358 @@
+"""Code pasted from a paper runs as it is: found, profiled, cut, fused, timed, and read anew when it is edited."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bblab.rooms import Rooms
+
+PAPER = '''
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from .helper import hswish, Base
+
+print("a line that the author left in")
+
+
+class Swish(nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(x)
+
+
+class Unit(nn.Module):
+    """A unit as papers have them: positional stride, plain Conv and BN, functional ops."""
+
+    def __init__(self, inp, oup, stride, k=3):
+        super().__init__()
+        self.conv = nn.Conv2d(inp, oup, k, stride, k // 2, bias=False)
+        self.bn = nn.BatchNorm2d(oup)
+
+    def forward(self, x):
+        print("and one here")
+        return hswish(self.bn(self.conv(x)))
+
+
+class Flat(nn.Module):
+    def __init__(self, inp, oup):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(inp, oup, 1, bias=False), nn.BatchNorm2d(oup), nn.ReLU())
+
+    def forward(self, x):
+        y = self.body(x)
+        return F.relu(y) + F.avg_pool2d(y, 3, 1, 1)
+
+
+class Derived(Base):
+    pass
+
+
+class Rep(nn.Module):
+    def __init__(self, inp, oup, stride=1):
+        super().__init__()
+        self.a = nn.Conv2d(inp, oup, 3, stride, 1)
+        self.b = nn.Conv2d(inp, oup, 1, stride)
+        self.fused = None
+
+    def forward(self, x):
+        return self.a(x) + self.b(x) if self.fused is None else self.fused(x)
+
+    def FUSE(self):
+        a, b = self.a, self.b
+        c = nn.Conv2d(a.in_channels, a.out_channels, 3, a.stride, 1, device=a.weight.device)
+        c.weight.data = a.weight.data + F.pad(b.weight.data, [1, 1, 1, 1])
+        c.bias.data = a.bias.data + b.bias.data
+        self.fused = c
+        del self.a, self.b
+
+
+class Looks(nn.Module):
+    """Reads values: cannot run on meta."""
+
+    def __init__(self, a, b):
+        super().__init__()
+        self.c = nn.Conv2d(a, b, 1)
+
+    def forward(self, x):
+        y = self.c(x)
+        if y.sum() > 1e9 or y.mean().item() > 1e9:
+            y = y * 2
+        return y
+
+
+class MakesTensors(nn.Module):
+    def __init__(self, a, b):
+        super().__init__()
+        self.c = nn.Conv2d(a, b, 1)
+
+    def forward(self, x):
+        return self.c(x) * torch.ones(1) + torch.arange(x.shape[-1])
+'''
+HELPER = """
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+def hswish(x):
+    return F.hardswish(x)
+
+
+class Base(nn.Module):
+    def __init__(self, inp, oup, stride=1):
+        super().__init__()
+        self.conv = nn.Conv2d(inp, oup, SIDE, stride, SIDE // 2)
+
+    def forward(self, x):
+        return self.conv(x)
+""".replace("SIDE", "3")
+NET = "stages: {{stem: {{block: conv, out: 8, stride: 2}}, a: {{block: paper.{}, out: 16}}}}"
+
+
+@pytest.fixture
+def pasted(lab: Path) -> Path:
+    """A lab with a pasted file and its helper."""
+    (lab / "blocks").mkdir()
+    (lab / "blocks" / "paper.py").write_text(PAPER.replace("FUSE", "switch_to_deploy"))
+    (lab / "blocks" / "helper.py").write_text(HELPER)
+    return lab
+
+
+@pytest.fixture
+def profile(pasted: Path, bblab: Callable[..., Any], spec_file: Callable[..., Path]) -> Callable[..., dict[str, Any]]:
+    def run(row: str, *more: str) -> dict[str, Any]:
+        ran = bblab("profile", spec_file(NET.format(row)), "--no-latency", "--json", "-", *more)
+        assert ran.code == 0, ran.err
+        return json.loads(ran.out)[0]
+
+    return run
+
+
+def test_a_pasted_file_is_listed_without_what_takes_no_channels(pasted: Path, bblab: Callable[..., Any]) -> None:
+    names = {row["name"]: row for row in json.loads(bblab("blocks", "--json", "-").out)}
+    mine = {name for name in names if name.startswith("paper.")}
+    assert mine == {"paper.Unit", "paper.Flat", "paper.Derived", "paper.Rep", "paper.Looks", "paper.MakesTensors"}
+    assert names["paper.Unit"]["arguments"] == [{"name": "k", "type": "", "default": 3, "required": False}]
+    assert names["paper.Unit"]["has_stride"] and not names["paper.Flat"]["has_stride"]
+    assert names["paper.Derived"]["has_stride"]
+    assert "paper.Unit" in bblab("blocks", "paper.Unit").out
+
+
+def test_plain_conv_and_norm_are_folded_in_the_deploy_form(profile: Callable[..., Any]) -> None:
+    row = profile("Unit, stride: 2")
+    # conv 3x3: 3*8*9 + norm 2*8; unit: 8*16*9 + norm 2*16. Folded: a bias instead of each norm
+    assert row["forms"]["train"]["params"] == 216 + 16 + 1152 + 32
+    assert row["forms"]["deploy"]["params"] == 216 + 8 + 1152 + 16
+    assert row["deploy_max_rel_diff"] < 1e-5
+    assert row["receptive_field"] == 3 + 2 * 2 and row["stride"] == 4
+    assert row["feature_maps"][-1]["height"] == 56
+
+
+@pytest.mark.parametrize("name", ["deploy", "reparameterize", "switch_to_deploy"])
+def test_the_authors_own_fuse_method_is_called(name: str, pasted: Path, profile: Callable[..., Any]) -> None:
+    (pasted / "blocks" / "paper.py").write_text(PAPER.replace("FUSE", name))
+    row = profile("Rep, stride: 2")
+    assert row["forms"]["train"]["params"] == 216 + 16 + (1152 + 16) + (128 + 16)
+    assert row["forms"]["deploy"]["params"] == 216 + 8 + (1152 + 16)
+    assert row["deploy_max_rel_diff"] < 1e-5
+
+
+@pytest.mark.parametrize("row", ["Flat", "Derived, stride: 2", "Looks", "MakesTensors"])
+def test_every_pasted_module_is_profiled(row: str, profile: Callable[..., Any]) -> None:
+    found = profile(row)
+    assert found["feature_maps"][-1]["channels"] == 16
+    assert found["forms"]["deploy"]["uncounted"] == [] and found["deploy_max_rel_diff"] < 1e-5
+
+
+def test_what_a_block_prints_goes_to_stderr(
+    pasted: Path, bblab: Callable[..., Any], spec_file: Callable[..., Path]
+) -> None:
+    ran = bblab("profile", spec_file(NET.format("Unit, stride: 1")), "--no-latency", "--json", "-")
+    json.loads(ran.out)
+    assert "a line that the author left in" in ran.err and "and one here" in ran.err
+
+
+def test_an_edited_file_or_helper_is_read_anew(pasted: Path, profile: Callable[..., Any]) -> None:
+    paper, helper = pasted / "blocks" / "paper.py", pasted / "blocks" / "helper.py"
+    assert profile("Unit, stride: 1")["receptive_field"] == 7
+    assert profile("Derived, stride: 1")["receptive_field"] == 7
+    # at once and of the same length: a time stamp in seconds and a size would not tell
+    paper.write_text(paper.read_text().replace("k=3", "k=5"))
+    assert profile("Unit, stride: 1")["receptive_field"] == 3 + 4 * 2
+    helper.write_text(helper.read_text().replace("oup, 3, stride, 3 //", "oup, 7, stride, 7 //"))
+    assert profile("Derived, stride: 1")["receptive_field"] == 3 + 6 * 2
+    assert not list((pasted / "blocks").glob("__pycache__"))
+
+
+def test_a_pasted_block_works_in_every_command(
+    pasted: Path, bblab: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (pasted / "arch_specs").mkdir()
+    (pasted / "arch_specs" / "mine.yaml").write_text(
+        "stages:\n  stem: {block: conv, out: 8, stride: 2}\n  a: {block: paper.Unit, out: 16, stride: 2, k: 5}\n"
+        "  b: [{block: paper.Flat}, {block: paper.Rep, stride: 2}]\nhead: {block: classifier, out: 10}\n"
+    )
+    assert bblab("check", "mine").code == 0
+    with monkeypatch.context() as patch:  # the built-in specs are listed elsewhere
+        patch.setattr(Rooms, "files", lambda self, name, suffix: {p.stem: p for p in (self.lab / name).glob("*.yaml")})
+        (row,) = json.loads(bblab("specs", "--json", "-").out)
+    assert row["origin"] == "lab" and row["stride"] == 8 and not row["error"]
+    (cut,) = json.loads(bblab("profile", "mine@s4", "--no-latency", "--layers", "--json", "-").out)
+    assert cut["stride"] == 4 and {layer["op"] for layer in cut["layers"]} >= {"conv2d", "batch_norm", "hardswish"}
+    assert bblab("new", "next", "--like", "mine", "--set", "a.k=3").code == 0
+    assert bblab("profile", "next", "mine", "--no-latency").code == 0
+
+
+def test_a_pasted_block_is_timed(pasted: Path, bblab: Callable[..., Any], spec_file: Callable[..., Path]) -> None:
+    text = "tracker: {template: 31, search: 63}\n" + NET.format("Unit, stride: 2")
+    ran = bblab("profile", spec_file(text), "--budget", "0.5", "--json", "-")
+    assert ran.code == 0, ran.err
+    (row,) = json.loads(ran.out)
+    assert {t["form"] for t in row["latency"]} == {"train", "deploy"}
+    assert all(t["cpu_p10_s"] > 0 and t["reference"] == "resnet18" for t in row["latency"])
+
+
+def test_a_labs_file_with_a_built_in_name_loads_beside_it(lab: Path, bblab: Callable[..., Any]) -> None:
+    (lab / "blocks").mkdir()
+    (lab / "blocks" / "conv.py").write_text(
+        "from torch import nn\n\n\nclass Mine(nn.Conv2d):\n    def __init__(self, a, b, stride=1):\n"
+        "        super().__init__(a, b, 5, stride, 2)\n"
+    )
+    names = [row["name"] for row in json.loads(bblab("blocks", "--json", "-").out)]
+    assert "conv" in names and "conv.Mine" in names
+    spec = lab / "net.yaml"
+    spec.write_text("stages: {a: {block: conv, out: 8, stride: 2}, b: {block: conv.Mine, out: 8, stride: 2}}")
+    (row,) = json.loads(bblab("profile", spec, "--no-latency", "--json", "-").out)
+    assert row["receptive_field"] == 3 + 4 * 2
+
+
+CLAIMS_CONV = (
+    "from torch import nn\nfrom bblab.blockkit import block\n\n\n@block('conv'{})\nclass Mine(nn.Conv2d):\n"
+    "    def __init__(self, in_ch, out_ch, stride=1):\n        super().__init__(in_ch, out_ch, 9, stride, 4)\n"
+)
+
+
+def test_a_built_in_kind_is_replaced_only_on_request(
+    lab: Path, bblab: Callable[..., Any], spec_file: Callable[..., Path]
+) -> None:
+    (lab / "blocks").mkdir()
+    file = lab / "blocks" / "mine.py"
+    file.write_text(CLAIMS_CONV.format(""))
+    spec = spec_file("stages: {a: {block: conv, out: 8, stride: 2}}")
+    ran = bblab("check", spec)
+    assert ran.code == 2 and "'conv' is already defined in" in ran.err and "replace=True" in ran.err
+    file.write_text(CLAIMS_CONV.format(", replace=True"))
+    (row,) = json.loads(bblab("profile", spec, "--no-latency", "--json", "-").out)
+    assert row["receptive_field"] == 9
+
+
+# ---------------------------------------------------------------------------------------------- what goes wrong
+
+BROKEN = {
+    "raises in init": ("def __init__(self, a, b): super().__init__(); raise KeyError('boom')", "KeyError: 'boom'"),
+    "raises in forward": ("def forward(self, x): raise RuntimeError('out [of] tune')", "RuntimeError: out [of] tune"),
+    "exits": ("def __init__(self, a, b): super().__init__(); raise SystemExit(0)", "it called exit(0)"),
+    "exits in forward": ("def forward(self, x): raise SystemExit(3)", "SystemExit: 3"),
+    "other channels": (
+        "def forward(self, x): return x",
+        "returned 1x8x112x112 for a map of 8x112x112, but out promises",
+    ),
+    "a tuple": ("def forward(self, x): return x, x", "forward returned a tuple of Tensor, Tensor, expected a tensor"),
+    "a tuple of one": ("def forward(self, x): return (self.c(x),)", "forward returned a tuple of Tensor"),
+    "a dict": ("def forward(self, x): return {'out': self.c(x)}", "forward returned dict, expected a tensor"),
+    "nothing": ("def forward(self, x): self.c(x)", "forward returned NoneType, expected a tensor"),
+    "a number": ("def forward(self, x): return 5", "forward returned int, expected a tensor"),
+    "a flat map": ("def forward(self, x): return self.c(x).flatten(2)", "expected 1 x channels x height x width"),
+    "no forward": ("", "it has no forward()"),
+    "another stride": ("def forward(self, x): return self.c(x)[:, :, ::2, ::2]", "but the row says stride 1"),
+    "missing attribute": ("def forward(self, x): return self.missing(x)", "has no attribute 'missing'"),
+    "unequal add": ("def forward(self, x): return self.c(x) + x[:, :, 1:]", "RuntimeError"),
+    "unequal concat": ("def forward(self, x): return torch.cat([self.c(x), x[:, :, 1:]], 1)", "RuntimeError"),
+    "endless": ("def forward(self, x): return self.forward(x)", "RecursionError"),
+    "too many layers": (
+        "def __init__(self, a, b):\n"
+        "        super().__init__(); self.c = nn.ModuleList(nn.ReLU() for _ in range(20_000))",
+        "has more than 16,384 layers",
+    ),
+    "below one pixel": ("def forward(self, x): return self.c(x)[:, :, 200:]", "shrinks a map of 8x112x112 below 1x1"),
+}
+
+
+@pytest.mark.parametrize(("body", "said"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_block_is_told_at_its_row(
+    body: str, said: str, lab: Path, bblab: Callable[..., Any], spec_file: Callable[..., Path]
+) -> None:
+    init = (
+        "" if "__init__" in body else "def __init__(self, a, b): super().__init__(); self.c = nn.Conv2d(a, b, 1)\n    "
+    )
+    (lab / "blocks").mkdir()
+    (lab / "blocks" / "own.py").write_text(
+        f"import torch\nfrom torch import nn\nclass Own(nn.Module):\n    {init}{body}\n"
+    )
+    spec = spec_file("stages:\n  stem: {block: conv, out: 8, stride: 2}\n  a: {block: own.Own, out: 16}\n")
+    ran = bblab("check", spec)
+    assert ran.code == 2 and ran.out == ""
+    assert f"{spec}:3:6: stage a: own.Own" in ran.err.replace("\n", "") and said in ran.err
+
+
+def test_all_failing_rows_are_told_together(
+    lab: Path, bblab: Callable[..., Any], spec_file: Callable[..., Path]
+) -> None:
+    (lab / "blocks").mkdir()
+    (lab / "blocks" / "own.py").write_text(
+        "from torch import nn\nclass Own(nn.Module):\n    def __init__(self, a, b): raise ValueError('no')\n"
+    )
+    ran = bblab(
+        "check",
+        spec_file(
+            "stages:\n  stem: {block: conv, out: 9, stride: 2, groups: 2}\n  a: {block: own.Own, out: 16}\n"
+            "  b:\n    - {block: conv, out: 5}\n    - {block: conv, groups: 3}\n"
+            "  c: {block: maxpool, kernel: 200, pad: valid}\nhead: {block: classifier, hidden: 8, hidden_act: nope}\n"
+        ),
+    )
+    assert ran.code == 2
+    for place in (":2:9: stage stem", ":3:6: stage a", ":6:7: stage b row 1", ":7:6: stage c", ":8:7: head"):
+        assert place in ran.err
+    assert "groups 2 does not divide 3 input and 9 output channels" in ran.err
+    assert f"the block is Own in {lab}/blocks/own.py:3" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("class Own(nn.Module\n", "own.py:1: not Python"),
+        ("\0", "own.py: not Python: source code string cannot contain null bytes"),
+        ("import no_such_package\n", "ModuleNotFoundError: No module named 'no_such_package'"),
+        ("import no_such_package\n", "pip install no_such_package"),
+        ("from helper import x\n", "files of a lab import each other relatively: from .helper import"),
+        ("1 / 0\n", "own.py:1: cannot be imported: ZeroDivisionError"),
+        ("raise SystemExit(0)\n", "own.py:1: cannot be imported: SystemExit"),
+        ("from .helper import nothing\n", "cannot be imported: ImportError"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_told_with_its_line(
+    source: str, said: str, lab: Path, bblab: Callable[..., Any], spec_file: Callable[..., Path]
+) -> None:
+    (lab / "blocks").mkdir()
+    (lab / "blocks" / "helper.py").write_text("x = 1\n")
+    body = "from torch import nn\nclass Own(nn.Module):\n    def __init__(self, a, b): ...\n"
+    (lab / "blocks" / "own.py").write_text(source + body)
+    ran = bblab("check", spec_file("stages: {a: {block: own.Own, out: 16}}"))
+    assert ran.code == 2 and said in ran.err
+
+
+def test_an_edited_built_in_block_is_not_recorded_with_the_old_class(tmp_path: Path) -> None:
+    # a copy of a checkout's room, as a designer edits it while a notebook is open
+    from bblab import blocks
+    from bblab.spec import Row
+
+    info = blocks.infos(Rooms(tmp_path))["crop"]
+    first = blocks.load(info)
+    module = __import__("sys").modules[first.__module__]
+    module.__bblab_stamps__ = ((0, 0),)  # as if the file had changed since
+    assert blocks.load(info) is not first
+    assert blocks.make(Row("crop", 8), 8, info).__class__ is blocks.load(info)
