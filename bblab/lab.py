@@ -550,6 +550,9 @@ class Lab:
                 results, stopped = list(error.partial), error
             except BblabError as error:
                 results, stopped = [], error
+            except OSError as error:  # a full disk while a model is converted
+                hint = "free some space, or leave the latency out: --no-latency"
+                results, stopped = [], RunError(f"the latency was not measured: {error}", hint=hint)
             by_label = {t.label: t for t in results}
             for i in fitting:
                 own = [by_label.get(candidates[i, form].label) for form in ("deploy", "train")]
