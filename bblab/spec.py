@@ -662,9 +662,8 @@ class _Parser:
             if too_big := _absurd(value, MAX_WINDOW if param.name in _WINDOWS else MAX_ARGUMENT):
                 self.complain(node.mark, f"{source}: {param.name} is out of all bounds: {too_big}")
                 continue
-            if type(value) is int and type(param.default) is float:
-                value = float(value)  # 4 and 4.0 are the same net
-            if param.is_required or freeze(value) != freeze(param.default) or type(value) is not type(param.default):
+            value, default = _as_meant(value, param), _as_meant(param.default, param)
+            if param.is_required or freeze(value) != freeze(default) or type(value) is not type(default):
                 kept.append((param.name, freeze(value)))
         return tuple(sorted(kept))
 
@@ -723,6 +722,13 @@ class _Parser:
             else:
                 found.append((rule, reason))
         return tuple(sorted(found))
+
+
+def _as_meant(value: Any, param: Param) -> Any:
+    """4 and 4.0 are the same net where the argument is a float."""
+    words = [word.strip() for word in param.annotation.split("|")]
+    is_float = "float" in words and "int" not in words
+    return float(value) if is_float and type(value) is int else value
 
 
 def _absurd(value: Any, limit: int) -> str:

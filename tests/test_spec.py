@@ -272,11 +272,13 @@ def test_all_these_differences_are_different() -> None:
     assert len({read(text).spec_id for text in OTHER.values()}) == len(OTHER)
 
 
-def test_a_whole_number_is_a_float_where_a_float_is_meant() -> None:
-    four, four_point = (
-        read(f"stages: {{a: {{block: mbconv, out: 8, width: 16, eps: {eps}}}}}").spec_id for eps in ("1", "1.0")
-    )
-    assert four == four_point
+@pytest.mark.parametrize(
+    ("whole", "point"), [("expand: 4", "expand: 4.0"), ("expand: 6", "eps: 1e-5"), ("eps: 1", "eps: 1.0")]
+)
+def test_a_whole_number_is_a_float_where_a_float_is_meant(whole: str, point: str) -> None:
+    # 6 is mbconv's own `expand`, 1e-5 its `eps`
+    one, other = (read(f"stages: {{a: {{block: mbconv, out: 8, {text}}}}}") for text in (whole, point))
+    assert one.spec_id == other.spec_id
 
 
 @pytest.mark.parametrize("value", [None, True, 0, 1.5, "a", [1, [2, 3]], {"a": 1, "b": {"c": [1]}}, [], {}])
