@@ -86,7 +86,8 @@ def graph_of(spec: ArchSpec, form: Form = "train", size: tuple[int, int] | None 
 
         net = make_net(spec.library or "", device=device)
         if form == "deploy":
-            net = reparameterize(net, spec.library or "")
+            with torch.device(device):  # timm makes the fused layers on the default device
+                net = reparameterize(net, spec.library or "")
             ops.fold_norms(net, [torch.zeros((1, *shape), device=device)])
         return net
 
@@ -119,7 +120,8 @@ def stage_points(graph: OpGraph) -> list[Cut]:
     """Where a foreign net may be cut, one place for each stride.
 
     A cut is the last tensor at its stride that a module returned and through which everything later passes, so that
-    the whole stage is inside (a tap inside the last unit would miss its end).
+    the whole stage is inside (a tap inside the last unit would miss its end). What the next stage's first unit does
+    before it strides (an inverted residual widens first) belongs to that stage.
     """
     inputs = {graph.roots[i] for i in graph.inputs}
     born = dict.fromkeys(inputs, -1)
@@ -130,6 +132,7 @@ def stage_points(graph: OpGraph) -> list[Cut]:
         for i in op.outputs:
             born.setdefault(graph.roots[i], position)
     height, width = graph.tensors[graph.inputs[0]][-2:]
+    downsamplings = _downsamplings(graph)
     found: dict[int, Cut] = {}
     for name, tensor, done in graph.module_outputs:
         shape = graph.tensors[tensor]
@@ -139,11 +142,35 @@ def stage_points(graph: OpGraph) -> list[Cut]:
         halvings = round(math.log2(height / shape[2]))
         if root in inputs or halvings != round(math.log2(width / shape[3])):
             continue  # the image itself, or B, H, W, C: no map that a tracker could take
+        if any(name.startswith(f"{unit}.") and halvings == before for unit, before in downsamplings):
+            continue
         # Nothing else that was made before this point is read after it.
         if any(b < done <= last_read.get(r, -1) and r != root for r, b in born.items()):
             continue
         found[2**halvings] = Cut(name, tensor, done, 2**halvings)
     return [found[s] for s in sorted(found)]
+
+
+def _downsamplings(graph: OpGraph) -> list[tuple[str, int]]:
+    """The modules that halve the map once, and how often it was halved before them."""
+    side = graph.tensors[graph.inputs[0]][-1]
+
+    def halvings(tensor: int) -> int | None:
+        shape = graph.tensors[tensor]
+        return round(math.log2(side / shape[3])) if len(shape) == 4 else None
+
+    first: dict[str, int | None] = {}
+    for op in graph.ops:
+        parts = op.layer.split(".")
+        for depth in range(1, len(parts) + 1):
+            if op.inputs:
+                first.setdefault(".".join(parts[:depth]), halvings(op.inputs[0]))
+    found = []
+    for name, tensor, _ in graph.module_outputs:
+        before, after = first.get(name), halvings(tensor)
+        if before is not None and after == before + 1:
+            found.append((name, before))
+    return found
 
 
 def cut_point(graph: OpGraph, spec: ArchSpec) -> Cut:
