@@ -160,6 +160,18 @@ def test_another_head_is_left_out_and_said(lab: Lab) -> None:
     assert weights.fill(build.build(spec, lab.kinds), found.state) == ("head.last.weight", "head.last.bias")
 
 
+def test_another_librarys_net_takes_weights_too(lab: Lab) -> None:
+    pytest.importorskip("timm")
+    pytest.importorskip("torchvision")
+    spec = lab.spec("timm:resnet18@s16")
+    found = lab.import_weights(spec, "torchvision:resnet18", random=True)
+    assert found.verdict == "equal" and "net.conv1.weight" in found.state
+    assert weights.fill(build.build(spec, lab.kinds), found.state) == ()
+    again = lab.import_weights("resnet18", str(found.path))
+    assert again.verdict == "equal"
+    assert torch.equal(again.state["stages.stem.0.conv.weight"], found.state["net.conv1.weight"])
+
+
 def test_layers_that_do_not_fit_are_listed_with_shapes_and_places(lab: Lab) -> None:
     pytest.importorskip("torchvision")
     with pytest.raises(NoMatch) as caught:
@@ -175,7 +187,7 @@ def test_equal_layers_with_another_activation_are_no_match() -> None:
     with pytest.raises(NoMatch, match="outputs differ") as caught:
         weights.match(trained(small()), trained(small("s4.act=leaky_relu")))
     assert "first apart at stages.s4.0.point.convs.0.conv" in str(caught.value)
-    assert "equal as far as stages.s4.0.depth." in str(caught.value)
+    assert "what stands before them: stages.s4.0.depth." in str(caught.value)
 
 
 def test_another_padding_is_no_match_and_named() -> None:
@@ -183,6 +195,14 @@ def test_another_padding_is_no_match_and_named() -> None:
     one, two = language.parse(text, KINDS), language.parse(text.replace("same", "tf_same"), KINDS)
     with pytest.raises(NoMatch, match=r"first apart at stages\.a\.1\.conv .*: padding \[2, 2\] here, 0 there"):
         weights.match(trained(one), trained(two))
+
+
+def test_maps_of_other_sizes_are_no_match() -> None:
+    """ceil_mode keeps one more pixel: no map of theirs has our shape, and the convolutions behind the pool tell."""
+    text = "stages: {a: [{block: conv, out: 8}, {block: maxpool, stride: 2}, {block: conv}]}"
+    other = text.replace("maxpool,", "maxpool, ceil_mode: true,")
+    with pytest.raises(NoMatch, match=r"first apart at stages\.a\.2\.conv"):
+        weights.match(trained(language.parse(text, KINDS)), trained(language.parse(other, KINDS)))
 
 
 class Reordered(nn.Module):
@@ -401,10 +421,14 @@ def test_a_fused_file_needs_inherit(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_a_file_without_a_head_leaves_the_head_out(lab: Lab, tmp_path: Path) -> None:
+    (lab.folder / "arch_specs").mkdir(parents=True)
+    (lab.folder / "arch_specs" / "small.yaml").write_text(SMALL, "utf-8")
     state = {k: v for k, v in trained(small()).module.state_dict().items() if not k.startswith("head.")}
     torch.save(state, tmp_path / "backbone.pth")
     found = lab.import_weights(small(), str(tmp_path / "backbone.pth"))
     assert not found.has_head and found.state.keys() == state.keys()
+    edited = lab.import_weights(small("s4.kernel=5"), str(tmp_path / "backbone.pth"), keys_of="small", inherit=True)
+    assert not edited.has_head and {"head.last.weight", "head.last.bias"} == {item.name for item in edited.leftovers}
     without = language.parse(SMALL.replace("head: {block: classifier, out: 10}", ""), KINDS)
     assert lab.import_weights(without, str(found.path)).verdict == "equal"
 

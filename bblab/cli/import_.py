@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,10 +56,13 @@ def import_(
     from bblab.weights import NoMatch
 
     opened = common.open_lab(lab)
+    err = common.console(stderr=True)
+    busy = err.status("pairing layers, comparing outputs") if err.is_terminal and json != "-" else nullcontext()
     try:
-        result = opened.import_weights(
-            spec, source, edits=edits or (), keys_of=keys_of, inherit=inherit, random=random, out=out
-        )
+        with busy:
+            result = opened.import_weights(
+                spec, source, edits=edits or (), keys_of=keys_of, inherit=inherit, random=random, out=out
+            )
     except NoMatch as error:
         if json:
             common.write_json(json, {"verdict": "no_match", "misfits": [m.to_json() for m in error.misfits]})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,14 +142,17 @@ def _matched(spec: ArchSpec, kinds: Kinds, taken: Source, seed: int) -> Imported
     about = (spec.name, spec.spec_id, taken.label, taken.version, taken.sha256)
     if from_spec is not None and from_spec.spec_id == spec.spec_id:
         state = dict(taken.net.module.state_dict())
-        has_head = spec.head is not None and "the file has no head: the head's weights are left out" not in taken.notes
+        has_head = spec.head is not None and taken.has_head
         if not has_head:
             state = {k: v for k, v in state.items() if not k.startswith("head.")}
         return Imported(*about, "same_spec", 0.0, has_head=has_head, notes=taken.notes, state=_keyed(spec, state))
     ours = net_of(spec, kinds, seed=seed)
     found = match(ours, taken.net, seed=seed)
+    if not taken.has_head:  # theirs was made up to fill the net
+        kept = {k: v for k, v in found.keys.items() if not ours.is_head(k)}
+        found = replace(found, keys=kept, has_head=False)
     notes = [*taken.notes, *found.notes]
-    if spec.head is not None and not found.has_head:
+    if spec.head is not None and taken.has_head and not found.has_head:
         notes.append("the heads differ: the head's weights are left out")
     return Imported(
         *about,
@@ -175,7 +178,7 @@ def _inherited(spec: ArchSpec, kinds: Kinds, taken: Source, seed: int) -> Import
         )
     old = taken.net
     train = old if taken.form == "train" else net_of(old_spec, kinds)
-    result = inheriting.inherit(net_of(spec, kinds, seed=seed), old, train.module)
+    result = inheriting.inherit(net_of(spec, kinds, seed=seed), old, train.module, has_head=taken.has_head)
     notes = [*taken.notes, *result.notes]
     if result.max_rel_diff is None:
         notes.append(f"outputs not compared: {result.no_difference_because}")
@@ -187,7 +190,7 @@ def _inherited(spec: ArchSpec, kinds: Kinds, taken: Source, seed: int) -> Import
         taken.sha256,
         "inherited",
         result.max_rel_diff,
-        has_head=spec.head is not None,
+        has_head=spec.head is not None and old_spec.head is not None and taken.has_head,
         params_inherited_ratio=result.params_inherited_ratio,
         params_set_ratio=result.params_set_ratio,
         macs_inherited_ratio=result.macs_inherited_ratio,

@@ -391,15 +391,18 @@ def _place(book: _Book, path: str, new: RepConv | ConvNorm, kernel: Tensor, bias
 # ---------------------------------------------------------------------------------------------- the whole net
 
 
-def inherit(new: Net, old: Net, old_train: nn.Module) -> Inheritance:
+def inherit(new: Net, old: Net, old_train: nn.Module, *, has_head: bool = True) -> Inheritance:
     """The new net's weights, as much of them as the old net can give.
 
     `old` may be in deploy form; `old_train` is its train form (for the names of its units). Both have specs.
+    has_head: whether the old net's head has weights of its own, or random ones.
     """
     assert new.spec is not None and old.spec is not None
     mine, other = units(new.module), units(old_train)
     now = {p: old.module.get_submodule(p) for p in other}
     pairs = unit_pairs(new.spec, old.spec, mine, other)
+    if not has_head:
+        pairs = {p: q for p, q in pairs.items() if not old.is_head(q)}
     book = _Book(
         {k: v.clone() for k, v in new.module.state_dict().items()},
         {k: torch.zeros(v.shape, dtype=torch.uint8) for k, v in new.module.state_dict().items()},
@@ -470,7 +473,10 @@ def _difference(new: Net, old: Net, state: Mapping[str, Tensor]) -> tuple[float 
         return None, f"the last map is {_map(one)} now, {_map(two)} before"
     if not torch.isfinite(one).all() or not torch.isfinite(two).all():
         return None, "an output is not finite"
-    return float((one - two).abs().max() / two.abs().max().clamp_min(1e-30)), ""
+    largest = float(two.abs().max())
+    if largest == 0:
+        return None, "the old net's last map is all zeros"
+    return float((one - two).abs().max()) / largest, ""
 
 
 def _map(t: Tensor) -> str:

@@ -457,15 +457,22 @@ def _proved(
         x = build.probe(look, 1, seed=seed + 2, limit_px=max(size)).double()
     a, b = a.double(), b.double()
     points = _places(ours, mine, other, pairs)
+    norms = [(mine.layers[i].name, other.layers[j].name) for i, j in pairs if mine.layers[i].key[0] != "conv"]
+    # Norms of some libraries include the activation; a convolution's output is its own.
+    plain = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    pairs = [(i, j) for i, j in pairs if mine.layers[i].key[0] == "conv"]
     between = [(mine.layers[i].name, other.layers[j].name) for i, j in pairs]
+    pure = [isinstance(a.get_submodule(m), plain) and isinstance(b.get_submodule(t), plain) for m, t in between]
+    pairs = [p for p, is_pure in zip(pairs, pure, strict=True) if is_pure]
+    between = [p for p, is_pure in zip(between, pure, strict=True) if is_pure]
     as_given = copy.deepcopy(a)
     as_given.load_state_dict(found.take(b, as_given), strict=False)
-    given = _compare(ours, theirs, as_given, b, x, points, [] if points else between).difference
+    given = _compare(ours, theirs, as_given, b, x, points, between).difference
     _give(a, b, found.keys)
     first = _compare(ours, theirs, a, b, x, points, between)
     equalised: _Compared | None = None
     if found.eps:
-        for here, there in between:
+        for here, there in norms:
             one, two = a.get_submodule(here), b.get_submodule(there)
             if hasattr(one, "eps") and hasattr(two, "eps"):
                 one.eps = two.eps
@@ -578,22 +585,22 @@ def _compare(
                 notes.append(f"{point.name} equals {chosen}; theirs goes on to {later or 'its output'} without weights")
         worst = max(worst, best[0])
         places.append((point.name, str(chosen) if isinstance(chosen, str) else "output"))
-    apart_at = None
-    last_pair = None
-    for i, (first, second) in enumerate(between):
-        if first in my_layers and second in their_layers:
-            one, two = my_layers[first], their_layers[second]
-            if one.numel() != two.numel():
-                apart_at = i
-                break
-            last_pair = _relative(one.reshape(-1), two.reshape(-1))
-            if last_pair > EQUAL and apart_at is None:
-                apart_at = i
-    if not places:  # nothing of theirs is one of our maps: the last layer that both have
-        if last_pair is None:
+    first_apart, apart_layers = None, []
+    for i, (own, given) in enumerate(between):
+        if own in my_layers and given in their_layers:
+            one, two = my_layers[own], their_layers[given]
+            apart_layers.append(_relative(one.reshape(-1), two.reshape(-1)) if one.numel() == two.numel() else math.inf)
+            if first_apart is None and apart_layers[-1] > EQUAL:
+                first_apart = i
+    last = points[-1].name if points else ""
+    if last not in (name for name, _ in places):  # no map of theirs has its layers and its shape
+        worst = max([worst, *apart_layers], default=0.0)
+        if not apart_layers:
             raise RunError(f"nothing to compare {ours.label} and {theirs.label} by")
-        worst, places = last_pair, [(between[-1][0], between[-1][1])]
-    return _Compared(worst, places, notes, apart_at)
+        if worst <= EQUAL:
+            notes.append(f"{theirs.label} hands out no map like {last or 'ours'}: compared after every convolution")
+        places.append(between[-1])
+    return _Compared(worst, places, notes, first_apart)
 
 
 def _same(layers: Mapping[str, Tensor], outputs: Sequence[Tensor], a: str | int, b: str | int) -> bool:
@@ -621,4 +628,4 @@ def _why(mine: Structure, other: Structure, pairs: Sequence[tuple[int, int]], fo
     before = [mine.layers[n].name for n, _ in first.before if n >= 0]
     if first.key[0] == "conv" and first.key[3] and _each(pads[0] or 0, 2) != _each(pads[1] or 0, 2):
         return f"{text}: padding {pads[0]} here, {pads[1]} there"
-    return f"{text}; equal as far as {', '.join(sorted(before)) or 'the image'}"
+    return f"{text}; what stands before them: {', '.join(sorted(before)) or 'the image'}"

@@ -37,6 +37,7 @@ class Source:
     version: str
     sha256: str
     form: Form = "train"
+    has_head: bool = True
     notes: tuple[str, ...] = ()
 
 
@@ -291,9 +292,8 @@ def from_file(path: Path | str, spec: ArchSpec, kinds: Kinds, *, keys_of: ArchSp
     net.module.load_state_dict(fitted, strict=False)
     if head and target.head is not None:
         notes.append("the file has no head: the head's weights are left out")
-        net = Net(net.label, net.module, net.run, net.input, net.head, net.spec)
     notes += _spare(state, fitted, prefix)
-    return Source(net, label, version, found.sha256, form=form, notes=tuple(notes))  # type: ignore[arg-type]
+    return Source(net, label, version, found.sha256, form, not head, tuple(notes))  # type: ignore[arg-type]
 
 
 def _spare(state: Mapping[str, Tensor], fitted: Mapping[str, Tensor], prefix: str) -> list[str]:
