@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bblab.cli import app
-from bblab.errors import RunError, SpecError
+from bblab.errors import BblabError, RunError, SpecError
 from bblab.lab import Lab, Partial, as_json
 from bblab.rooms import Rooms
 
@@ -334,6 +334,21 @@ def test_new_never_overwrites(bblab: Callable[..., Any], lab: Path) -> None:
     assert bblab("new", "link", "--like", "resnet18").code == 2
     assert bblab("new", "resnet18", "--like", "resnet18").code == 2
     assert sorted(p.name for p in (lab / "arch_specs").iterdir()) == ["link.yaml", "mine.yaml"]
+
+
+def test_new_leaves_a_file_that_came_meanwhile(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = lab / "arch_specs" / "mine.yaml"
+    write = Path.write_text
+
+    def late(self: Path, *args: Any, **more: Any) -> int:
+        write(target, "# another process was faster")
+        return write(self, *args, **more)
+
+    monkeypatch.setattr(Path, "write_text", late)
+    with pytest.raises(BblabError, match="exists already"):
+        Lab().new("mine", "resnet18")
+    assert [p.name for p in target.parent.iterdir()] == ["mine.yaml"]
+    assert target.read_text() == "# another process was faster"
 
 
 @pytest.mark.parametrize("name", ["", " ", "a b", "a/b", "../a", "a.yaml", ".a", "é", "a\nb", "x" * 101, "@", "a@s16"])
