@@ -523,7 +523,7 @@ NETS = {
     "mobileone_shuffle": (447, 16),
     "lighttrack_mobile": (831, 16),
 }
-FAST = (("shufflenetv2_x1_0", 0), ("nanotrack", 0), ("ciresnet22", 0), ("mobilenetv3_small", 1))
+FAST = (("shufflenetv2_x1_0", 0), ("nanotrack", 1), ("ciresnet22", 0))
 """The rest is slow: minutes of float64 gradients."""
 
 
