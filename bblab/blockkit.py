@@ -144,7 +144,11 @@ def conv2d(
     dtype: Any = None,
 ) -> nn.Conv2d:
     """A convolution with the spec's padding rules. Raises ValueError with the spec's names for what cannot be."""
-    k = (kernel, kernel) if isinstance(kernel, int) else (kernel[0], kernel[1])
+    if isinstance(kernel, int):
+        kernel = [kernel, kernel]
+    if len(kernel) != 2:
+        raise ValueError(f"kernel must be a number or [height, width], read {kernel}")
+    k = (kernel[0], kernel[1])
     positive(kernel=min(k), stride=stride, dilation=dilation, groups=groups)
     if in_ch % groups or out_ch % groups:
         raise ValueError(f"groups {groups} does not divide {in_ch} input and {out_ch} output channels")

@@ -91,7 +91,9 @@ def probe(spec: ArchSpec, batch: int, *, seed: int = 0, limit_px: int = 160) -> 
     generator = torch.Generator().manual_seed(seed)
     c, h, w = spec.input
     side = spec.sizes_px.template
-    if spec.tracker is None or h < side or w < side:
+    if spec.library:
+        pass  # some foreign nets run at one size only
+    elif spec.tracker is None or h < side or w < side:
         h, w = min(h, limit_px), min(w, limit_px)
     else:
         h = w = side

@@ -5,6 +5,7 @@ A Lab is a folder (`--lab`, else `BBLAB_LAB`, else the platform's user-data fold
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import math
@@ -12,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -165,6 +166,23 @@ class SpecEntry:
     cost: NetCost | None = field(default=None, compare=False)
     train: NetCost | None = field(default=None, compare=False)
     spec: ArchSpec | None = field(default=None, compare=False)
+    published: Published | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What others say of a net: its family, whose code it follows, figures as printed with their device and source.
+
+    `top1_percent`: ImageNet-1k validation. `speed` is as the source prints it; "(tracker)" marks whole trackers.
+    """
+
+    family: str
+    code: str
+    top1_percent: float | None
+    top1_note: str
+    speed: str
+    speed_device: str
+    figures_source: str
 
 
 P = ParamSpec("P")
@@ -249,20 +267,42 @@ class Lab:
         return found
 
     @_to_stderr
-    def specs(self, *, with_costs: bool = True) -> list[SpecEntry]:
-        """Every spec of the rooms; a broken one is listed with its error."""
+    def specs(self, *, with_costs: bool = True, on_progress: Progress | None = None) -> list[SpecEntry]:
+        """Every spec of the rooms, by family; a broken one is listed with its error."""
         found = []
         analyst = self.analyst
         own = self.folder / "arch_specs"
-        for name, path in sorted(self.rooms.files("arch_specs", ".yaml").items()):
+        published = self.published()
+        files = sorted(self.rooms.files("arch_specs", ".yaml").items(), key=lambda item: _by_family(item[0], published))
+        for done, (name, path) in enumerate(files):
+            if on_progress is not None:
+                on_progress(done, len(files), None, name)
+            about = published.get(name)
             origin = "lab" if path.parent == own else "built-in"
             try:
                 spec = language.parse(language.read_text(path), analyst.kinds, file=str(path), name=name)
                 cost = analyst.cost(spec, "deploy") if with_costs else None
                 train = analyst.cost(spec, "train") if with_costs else None
-                found.append(SpecEntry(name, origin, path, spec.about, "", cost, train, spec))
+                found.append(SpecEntry(name, origin, path, spec.about, "", cost, train, spec, about))
             except BblabError as error:
-                found.append(SpecEntry(name, origin, path, "", str(error)))
+                found.append(SpecEntry(name, origin, path, "", str(error), published=about))
+        return found
+
+    def published(self) -> dict[str, Published]:
+        """Published figures by spec, from `published.csv` of the built-in room, then of the lab."""
+        found: dict[str, Published] = {}
+        for _, folder in self.rooms.folders("arch_specs"):
+            path = folder / "published.csv"
+            if not path.is_file():
+                continue
+            try:
+                with path.open(encoding="utf-8", newline="") as file:
+                    for row in csv.DictReader(file):
+                        name, top1 = row.pop("spec"), row.pop("top1_percent")
+                        found[name] = Published(top1_percent=float(top1) if top1 else None, **row)
+            except (OSError, KeyError, TypeError, ValueError) as error:
+                columns = ", ".join(["spec", *(f.name for f in fields(Published))])
+                raise BblabError(f"{path} cannot be read: {error}", hint=f"its columns are {columns}") from None
         return found
 
     def recipes(self) -> list[dict[str, Any]]:
@@ -943,3 +983,8 @@ def _too_large(cost: NetCost) -> str:
     if needed < memory / 2:
         return ""
     return f"it needs {needed / 1e9:.0f} GB, and this machine has {memory / 1e9:.0f} GB"
+
+
+def _by_family(name: str, published: Mapping[str, Published]) -> tuple[str, str]:
+    known = published.get(name)
+    return (known.family if known else "~", name)  # a lab's own stand last

@@ -112,7 +112,7 @@ def _batch_norm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Shape | None:
     bound = _bind(
         ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"), args, kwargs
     )
-    if bound is None or bound.get("training"):
+    if bound is None or bound.get("training") or bound.get("eps", 1e-5) <= 0:
         return None
     statistics = [bound.get(key) for key in ("running_mean", "running_var", "weight", "bias")]
     if any(s is not None and s.shape != args[0].shape[1:2] for s in statistics) or statistics[0] is None:
