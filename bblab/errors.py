@@ -71,7 +71,9 @@ def near(name: object, known: Iterable[str]) -> str:
     choice = sorted(known)
     if not choice:
         return "nothing is known here"
-    close = difflib.get_close_matches(str(name)[:200], choice, n=8, cutoff=0.5)
+    by_lower = {c.lower(): c for c in choice}
+    found = difflib.get_close_matches(str(name)[:200].lower(), by_lower, n=8, cutoff=0.5)
+    close = [by_lower[c] for c in found]
     if len(choice) > 40:
         others = close[1:] or [c for c in choice if str(name)[:3].lower() in c.lower() and name][:8] or choice[:8]
         listing = f"{', '.join(others)}, ... ({len(choice)} in all)"
