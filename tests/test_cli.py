@@ -154,9 +154,9 @@ def test_every_spec_is_listed_also_a_broken_one(
     ran = bblab("specs", "--json", "-")
     rows = json.loads(ran.out)
     assert ran.code == 0
-    assert [(r["name"], r["origin"]) for r in rows] == [("broken", "lab"), ("nanotrack", "built-in")]
-    assert rows[1]["stride"] == 16 and rows[1]["params"]["deploy"] > 0 and not rows[1]["error"]
-    assert "broken.yaml:1:9: stages must be a map" in rows[0]["error"]
+    assert [(r["name"], r["origin"]) for r in rows] == [("nanotrack", "built-in"), ("broken", "lab")]
+    assert rows[0]["stride"] == 16 and rows[0]["params"]["deploy"] > 0 and not rows[0]["error"]
+    assert "broken.yaml:1:9: stages must be a map" in rows[1]["error"]
     shown = " ".join(bblab("specs").out.split())
     assert "must be a map" in shown and "--like nanotrack" in shown
 

@@ -314,6 +314,15 @@ def test_taps_are_held_until_the_end(taps: str, form: ops.Form, analyst: Analyst
     assert sum(m.macs for m in got.maps) + 48 * 1000 == got.macs
 
 
+def test_a_large_early_tap_is_counted_in_later_peaks(analyst: Analyst) -> None:
+    # 8x8 units. a: 64 channels, b: 64, c: 256. Computing c holds b and c, and a where it is a tap.
+    stages = "{a: {block: conv, out: 64}, b: {block: conv}, c: {block: conv, out: 256, norm: false, act: none}}"
+    text = f"name: t\ninput: [3, 8, 8]\nstages: {stages}\ntaps: "
+    for taps, held in (("[c]", 64 + 256), ("[a, c]", 64 + 64 + 256), ("[a, b, c]", 64 + 64 + 256)):
+        cost_ = assert_equals_whole(spec.parse(text + taps, analyst.kinds), analyst, "deploy", (8, 8))
+        assert cost_.peak_activation_bytes == 4 * 64 * held
+
+
 def test_a_foreign_net_costs_what_its_ops_cost() -> None:
     graph = recorded(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.Hardswish(), nn.Conv2d(4, 4, 1)), 1, 3, 8, 8)
     by_op = cost.op_costs(graph)

@@ -236,7 +236,7 @@ FOLLOWED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     ),
     "residual in place": (lambda: Lambda(lambda m, x: m.a(x).add_(x).relu_(), a=conv(4, 4, 5, 1, 2)), (20, 21)),
     "written into": (
-        lambda: Lambda(lambda m, x: m.b(add_into(m.a(x), x)), a=conv(4, 4, 5, 1, 2), b=conv(4, 4, 1)),
+        lambda: Lambda(lambda m, x: add_into(m.a(x), m.b(x)), a=conv(4, 4, 1), b=conv(4, 4, 5, 1, 2)),
         (20, 21),
     ),
     "crop after the sum": (
@@ -373,7 +373,7 @@ GROWS = {
 
 
 def add_into(y: Tensor, x: Tensor) -> Tensor:
-    y += x
+    y.add_(x)  # the result is dropped: y itself has changed
     return y
 
 

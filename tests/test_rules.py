@@ -137,6 +137,15 @@ CASES: dict[str, tuple[tuple[str, str], tuple[str, str], str, tuple[str, ...]]] 
         ("{stem: {block: mobileone_dense, out: 64, act: none}, a: {block: mobileone, act: none, repeat: 4}}",
          "input: [3, 64, 64]"),
         "backbone", ("9 activations after 9 fused layers", "mobilenetv3_small")),
+    "elementwise-work": (
+        (f"{{{STEM}, a: {{block: own.Chatty, out: 16, times: 40}}}}", ""),
+        (f"{{{STEM}, a: {{block: own.Chatty, out: 16, times: 4}}}}", ""),
+        # At 255 px: ReLU and 40 products on 16 x 128 x 128
+        "backbone", ("10.75 M", "255 px", "mobilenetv3_small")),
+    "depth-against-width": (
+        (f"{{{STEM}, a: {{block: conv, repeat: 11}}}}", ""),
+        ("{stem: {block: conv, out: 64}, a: {block: conv, repeat: 11}}", ""),
+        "backbone", ("12 spatial", "16 channels", "0.75")),
     "channels-of-8": (
         (f"{{{STEM}, a: {{block: conv, out: 36}}}}", ""),
         (f"{{{STEM}, a: {{block: conv, out: 40}}}}", ""),

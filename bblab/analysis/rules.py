@@ -316,6 +316,53 @@ def _activation_everywhere(s: Subject, r: Rule) -> Iterator[Finding]:
         )
 
 
+@rule("elementwise-work", "note", f"{NOTES} (LightTrack's rows: 30 ms against 22); {SHUFFLENET} guideline G4")
+def _elementwise_work(s: Subject, r: Rule) -> Iterator[Finding]:
+    """Elementwise work of a light net against the net it should replace: it takes time that MACs do not show."""
+    if s.peer is None or s.own_at_peer is None or s.own_at_peer.macs_backbone > 1e9:
+        return
+    mine, theirs = (c.sum("elementwise_ops", backbone=True) for c in (s.own_at_peer, s.peer))
+    # Of the light nets in the zoo only LightTrack and EfficientNet are above 5; FEAR-XS is at 4.0.
+    if mine > 5 * theirs:
+        macs = s.own_at_peer.macs_backbone / s.peer.macs_backbone
+        yield r.finding(
+            "backbone",
+            f"elementwise ops write {_m(mine)} elements at {s.own_at_peer.input[1]} px, {mine / theirs:.1f} times "
+            f"those of {s.peer_name} for {macs:.1f} times its MACs",
+        )
+
+
+@rule("depth-against-width", "warning", f"{NOTES} (31 layers were worse than 20); arXiv:1605.07146")
+def _depth_against_width(s: Subject, r: Rule) -> Iterator[Finding]:
+    """Many spatial convolutions in a row for few channels: depth that the width cannot use."""
+    if any(len(p.graph.outputs) > 1 for p in s.deploy_pieces):
+        return  # parallel resolutions are deep by design
+    depth = longest_way(s.deploy_pieces)
+    widths = [int(op.attrs["weight_shape"][0]) for _, op in _convs(s.deploy_pieces) if max(_kernel(op)) > 1]
+    # Published nets cut at stride 16 stay at or below 0.17 (RepViT-M0.9, ShuffleNetV2).
+    if depth >= 10 and depth > 0.2 * sum(widths) / len(widths):
+        mean = sum(widths) / len(widths)
+        yield r.finding(
+            "backbone",
+            f"{depth} spatial convolutions in a row of {mean:.0f} channels on average: {depth / mean:.2f} layers a "
+            "channel, published nets stay below 0.2",
+        )
+
+
+def longest_way(pieces: Sequence[Piece]) -> int:
+    """Spatial convolutions on the longest way from input to output."""
+    depth = 0
+    for piece in pieces:
+        g = piece.graph
+        depths = dict.fromkeys(g.inputs, depth)
+        for op in g.ops:
+            here = max((depths[i] for i in op.inputs if i in depths), default=depth)
+            is_spatial = op.name == "conv2d" and max(_kernel(op)) > 1
+            depths.update(dict.fromkeys(op.outputs, here + is_spatial))
+        depth = max(depths.get(i, depth) for i in g.outputs)
+    return depth
+
+
 _ACTIVATIONS = frozenset("relu relu6 hardtanh hardswish silu gelu leaky_relu mish tanh elu prelu".split())
 
 
