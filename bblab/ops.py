@@ -207,9 +207,10 @@ def _plain(value: Any) -> Any:
 
 
 def _attributes(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    if name == "getitem":
+    if name in ("getitem", "setitem"):
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
-        return {"index": [("tensor" if hasattr(i, "shape") else _plain(i)) for i in index]}
+        found: dict[str, Any] = {"index": [("tensor" if hasattr(i, "shape") else _plain(i)) for i in index]}
+        return found if name == "getitem" else {**found, "written": args[0][args[1]].numel()}
     if name in _PRODUCTS:  # the length that is summed over: the last axis of the left factor
         return {"contracted": args[_PRODUCTS[name]].shape[-1]}
     if name == "einsum":
@@ -290,6 +291,8 @@ def record(module: nn.Module, inputs: Sequence[Tensor], *, as_list: bool = False
             if out is None:
                 out = func(*args, **kwargs)
             made = flat(out)
+            if out is None:  # x[:, :8] = y returns nothing; x has changed
+                made = [t for t, v in zip(read, versions, strict=True) if t._version != v]
             if made and read:
                 note(func, args, kwargs, read, versions, made)
             elif made:  # a constant made on the way (torch.zeros, arange): an input of later ops, no work

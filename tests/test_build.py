@@ -78,6 +78,18 @@ def test_a_forgotten_shift_or_mean_is_caught(monkeypatch: pytest.MonkeyPatch, ki
     assert build.deploy_difference(drawn(kinds, SMALL), kinds) > 1e-3
 
 
+def test_a_forgotten_gain_is_caught(monkeypatch: pytest.MonkeyPatch, kinds: Mapping[str, BlockInfo]) -> None:
+    """A fresh norm's gain is 1: only a perturbed one tells."""
+
+    def wrong(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+        return scale, norm.bias.detach().double() - norm.running_mean.double() * scale
+
+    monkeypatch.setattr(blockkit, "affine", wrong)
+    assert build.deploy_difference(drawn(kinds, SMALL), kinds) > 1e-3
+
+
 def test_a_kernel_padded_off_its_centre_is_caught(
     monkeypatch: pytest.MonkeyPatch, kinds: Mapping[str, BlockInfo]
 ) -> None:

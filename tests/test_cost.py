@@ -178,6 +178,18 @@ def test_an_op_in_place_writes_and_reads_its_input_once() -> None:
     assert graph.outputs != graph.inputs and graph.roots[graph.outputs[0]] == graph.inputs[0]
 
 
+def test_a_write_to_some_channels_writes_those() -> None:
+    # clone 64; x[:, :1] = 16 of 64 elements, read from a sum of 16
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = x.clone()
+        y[:, :1] = x[:, :1] + 1
+        return y
+
+    t = of(Run(forward), 1, 4, 4, 4)
+    assert (t.num_ops, t.elementwise_ops) == (3, 64 + 16 + 16)
+    assert t.memory_traffic_bytes == 4 * ((64 + 64) + (16 + 16) + (16 + 16))
+
+
 def test_a_shared_layer_is_stored_once_and_run_twice() -> None:
     net = Run(lambda m, x: m.a(m.a(x)), a=nn.Conv2d(4, 4, 1, bias=False))
     t = of(net, 1, 4, 2, 2)

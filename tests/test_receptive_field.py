@@ -239,6 +239,14 @@ FOLLOWED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: Lambda(lambda m, x: add_into(m.a(x), m.b(x)), a=conv(4, 4, 1), b=conv(4, 4, 5, 1, 2)),
         (20, 21),
     ),
+    "some channels overwritten": (
+        lambda: Lambda(partly, a=conv(4, 4, 3, 1, 1), b=conv(2, 2, 5, 1, 2)),
+        (20, 21),
+    ),
+    "changed through a view": (
+        lambda: Lambda(through_a_view, a=conv(4, 4, 1), b=conv(4, 2, 5, 1, 2)),
+        (20, 21),
+    ),
     "crop after the sum": (
         lambda: Lambda(lambda m, x: (x + m.a(x))[:, :, 1:-1, 2:-2], a=conv(4, 4, 3, 1, 1)),
         (20, 23),
@@ -372,6 +380,18 @@ GROWS = {
 """How much the second size is larger, where not every size will do."""
 
 
+def partly(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    y[:, :2] = m.b(y[:, :2])  # FasterNet's partial convolution: the other channels pass
+    return y
+
+
+def through_a_view(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    y[:, 1:3].add_(m.b(x))
+    return y
+
+
 def add_into(y: Tensor, x: Tensor) -> Tensor:
     y.add_(x)  # the result is dropped: y itself has changed
     return y
@@ -414,6 +434,18 @@ def test_a_map_may_be_resized_by_any_ratio(mode: str, side: int) -> None:
 # ---------------------------------------------------------------------------------------------- never a guess
 
 
+def some_rows_overwritten(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    y[:, :, 1:] = m.a(x)[:, :, :-1]
+    return y
+
+
+def some_rows_changed(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    y[:, :, 4:].add_(m.b(x)[:, :, 4:])
+    return y
+
+
 def scrambled(m: Any, x: Tensor) -> Tensor:
     b, c, h, w = x.shape
     return m.a(x.permute(0, 2, 3, 1).reshape(b, c, h, w))  # a common mistake: channels and places mixed up
@@ -422,6 +454,11 @@ def scrambled(m: Any, x: Tensor) -> Tensor:
 NOT_FOLLOWED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "roll": (lambda: Lambda(lambda m, x: m.a(x.roll(1, 2)), a=conv(4, 4, 3)), "roll"),
     "flip": (lambda: Lambda(lambda m, x: m.a(x) + m.a(x.flip(3)), a=conv(4, 4, 3)), "flip"),
+    "some rows overwritten": (lambda: Lambda(some_rows_overwritten, a=conv(4, 4, 3, 1, 1)), "setitem"),
+    "some rows changed": (
+        lambda: Lambda(some_rows_changed, a=conv(4, 4, 3, 1, 1), b=conv(4, 4, 5, 1, 2)),
+        "into a part of a map",
+    ),
     "unfold": (lambda: Lambda(lambda m, x: F.unfold(x, 3).unflatten(2, (14, 14)), a=conv(4, 4, 3)), "unfold"),
     "places of two stacked maps": (lambda: Lambda(lambda m, x: m.a(torch.cat((x, x), 2)), a=conv(4, 4, 3)), "cat"),
     "half of the rows by tensor_split": (lambda: Lambda(lambda m, x: x.tensor_split(2, dim=2)[1]), "tensor_split"),

@@ -140,6 +140,9 @@ def op_costs(graph: OpGraph) -> list[OpCost]:
             macs = 0 if op.name in ELEMENTWISE else None
         written = sum(numel(graph.tensors[i]) for i in op.outputs)
         read = sum(numel(graph.tensors[i]) for i in dict.fromkeys(op.inputs))
+        if op.name == "setitem":  # a part of its first input is written, none of it read
+            written = op.attrs["written"]
+            read -= numel(graph.tensors[op.inputs[0]])
         weights = sum(graph.params[i].numel * graph.params[i].itemsize for i in op.params)
         traffic = (written + read) * ITEM_BYTES + weights
         params = sum(graph.params[i].numel for i in op.params if graph.params[i].is_learnable)

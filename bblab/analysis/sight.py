@@ -56,14 +56,26 @@ def follow(graph: OpGraph) -> list[Sight]:
     sights: dict[int, Sight] = {}
     for number, index in enumerate(graph.inputs):
         sights[index] = _fresh(graph.tensors[index], number)
+    seen_through: dict[int, int] = {}  # a view -> what it is a view of
     for op in graph.ops:
         given = [sights[i] for i in op.inputs if i in sights]
         if not given:
             continue
+        if op.is_view:
+            seen_through.update(dict.fromkeys(op.outputs, op.inputs[0]))
         for index in op.outputs:
             sights[index] = _step(op, graph, [(i, sights[i]) for i in op.inputs if i in sights], index)
         if op.is_in_place:
-            sights[op.inputs[0]] = sights[op.outputs[0]]
+            written = op.inputs[0]
+            sights[written] = sights[op.outputs[0]]
+            seen_through[op.outputs[0]] = written
+            while written in seen_through:  # x[:, :8].add_(y) changes x too
+                outer = seen_through[written]
+                if outer in sights and graph.tensors[outer] != graph.tensors[written]:
+                    sights[outer] = _written_into(op, graph, (outer, sights[outer]), (written, sights[written]))
+                elif outer in sights:
+                    sights[outer] = sights[written]
+                written = outer
     lost = Sight({}, ((0, -1), (0, -1)), None, (1, 1), unknown="an output that does not depend on the input")
     return [_ended(sights.get(i, lost)) for i in graph.outputs]
 
@@ -73,6 +85,14 @@ def _ended(sight: Sight) -> Sight:
     if sight.unknown or not sight.windows or sight.axes == (2, 3) or (sight.axes is None and sight.is_global):
         return sight
     return replace(sight, unknown="an output whose places are not in its last two dimensions")
+
+
+def _written_into(op: Op, graph: OpGraph, whole: tuple[int, Sight], part: tuple[int, Sight]) -> Sight:
+    """A tensor of which a view was overwritten: its windows and the part's, where their places agree."""
+    merged = _merge([whole, part], op, graph.tensors[whole[0]], graph)
+    is_same_map = whole[1].axes == part[1].axes and whole[1].grid == part[1].grid
+    unknown = whole[1].unknown or part[1].unknown or merged.unknown
+    return replace(merged, unknown=unknown or ("" if is_same_map else f"{op.name} into a part of a map ({op.layer})"))
 
 
 def _fresh(shape: Shape, number: int) -> Sight:
@@ -433,6 +453,23 @@ def _getitem(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
     return _moved(sight, steps[h], steps[w], grid, (new_axis[h], new_axis[w]))
 
 
+def _setitem(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
+    """x[:, :8] = y: some channels of x become y's; a write to some places only is not followed."""
+    if sight.axes is None:
+        raise _Lost
+    index = list(op.attrs["index"])
+    if "..." in index:
+        at = index.index("...")
+        index[at : at + 1] = [["slice", None, None, None]] * (len(shape) - len(index) + 1)
+    for axis in sight.axes:
+        item = index[axis] if axis < len(index) else ["slice", None, None, None]
+        if not isinstance(item, list) or slice(*item[1:]).indices(shape[axis]) != (0, shape[axis], 1):
+            raise _Lost
+    if not all(isinstance(item, list) for item in index):
+        raise _Lost
+    return _pointwise(sight, shape)
+
+
 def _narrow(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
     """A slice by another name; the start counts from the end where it is negative."""
     before = graph.tensors[op.inputs[0]]
@@ -603,6 +640,7 @@ RULES: dict[str, Rule] = {
 RULES.update(dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min", "std", "var", "norm"), _reduce))
 RULES.update(dict.fromkeys(("softmax", "log_softmax", "normalize", "cumsum"), _along))
 RULES["narrow"] = _narrow
+RULES["setitem"] = _setitem
 _PRODUCTS = frozenset(
     "matmul rmatmul mm bmm addmm baddbmm einsum scaled_dot_product_attention multi_head_attention_forward".split()
 )
