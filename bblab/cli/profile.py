@@ -47,7 +47,6 @@ def profile(
     from bblab import reports
     from bblab.errors import BblabError
     from bblab.lab import Partial
-    from bblab.latency import Plan
 
     if json == "-" and csv == "-":
         raise BblabError("--json - and --csv - both want stdout", hint="give one of them a file")
@@ -56,7 +55,11 @@ def profile(
     others = None if witness is None else witnesses.names(witness)
     opened = common.open_lab(lab)
     machine = "-" in (json, csv)
-    plan = None if no_latency else Plan(budget_s=budget)
+    plan = None
+    if not no_latency:
+        from bblab.latency import Plan
+
+        plan = Plan(budget_s=budget)
     failed: BblabError | None = None
     with common.progress_bar(quiet=machine) as tell:
         try:
