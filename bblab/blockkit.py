@@ -496,15 +496,16 @@ _DEPLOY_NAMES = ("deploy", "reparameterize", "switch_to_deploy", "convert_to_dep
 
 def deploy(module: nn.Module) -> nn.Module:
     """A fused copy in eval mode: what runs on the device. The module itself is left as it is."""
-    return _deploy_in_place(copy.deepcopy(module).eval())
+    return deploy_in_place(copy.deepcopy(module).eval())
 
 
-def _deploy_in_place(module: nn.Module) -> nn.Module:
+def deploy_in_place(module: nn.Module) -> nn.Module:
+    """The fused form of a module in eval mode, made of the module itself, which must not be used any more."""
     for name in _DEPLOY_NAMES:
         method = getattr(module, name, None)
         if callable(method) and not isinstance(method, nn.Module):  # a layer may be called `fuse` too
             result = method()
             return result if isinstance(result, nn.Module) else module
     for name, child in module.named_children():
-        setattr(module, name, _deploy_in_place(child))
+        setattr(module, name, deploy_in_place(child))
     return module

@@ -418,7 +418,8 @@ def record_anywhere(make: Callable[[str], nn.Module], shapes: Sequence[Shape], *
 
     def run(device: str) -> OpGraph:
         module = make(device)
-        given = [torch.zeros((1, *shape), device=device) for shape in shapes]
+        blank = torch.empty if device == "meta" else torch.zeros  # zeros on meta take a detour through Python
+        given = [blank((1, *shape), device=device) for shape in shapes]
         return record(module, given, as_list=as_list)
 
     try:
@@ -470,8 +471,8 @@ class Memory:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 db = sqlite3.connect(path, timeout=5, isolation_level=None)
+                db.execute("PRAGMA synchronous=OFF")  # first: making a new file's log then waits for no disk
                 db.execute("PRAGMA journal_mode=WAL")
-                db.execute("PRAGMA synchronous=OFF")
                 db.execute("CREATE TABLE IF NOT EXISTS remembered (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
                 self._db = db
             except sqlite3.DatabaseError as error:
@@ -549,13 +550,13 @@ def block_graph(row: Row, info: BlockInfo, shapes: tuple[Shape, ...], form: Form
 
 
 def deploy_block(module: nn.Module, info: BlockInfo, shapes: tuple[Shape, ...], device: str) -> nn.Module:
-    """The fused copy of a block; a user's module also gets its batch norms folded."""
+    """A block fused in place, for a module of one's own; a user's module also gets its batch norms folded."""
     import torch
 
     from bblab import blockkit
 
     with shapes_only():
-        fused = blockkit.deploy(module)
+        fused = blockkit.deploy_in_place(module.eval())
     if info.origin == "lab" and len(shapes) == 1:
         fold_norms(fused, [torch.zeros((1, *shapes[0]), device=device)])
     return fused

@@ -14,6 +14,7 @@ import importlib.util
 import inspect
 import sys
 import types
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -339,8 +340,10 @@ def make(row: Row, in_ch: int | tuple[int, ...], info: BlockInfo, *, device: Any
             raise BblabError(f"{row.kind} has more than {MAX_LAYERS:,} layers", hint=hint)
 
     handle = torch.nn.modules.module.register_module_module_registration_hook(counted)
+    # Under torch.device every call of torch takes a detour through Python; built-in blocks hand `device` on themselves.
+    hands_on = info.origin == "built-in" and "device" in accepted
     try:
-        with torch.device(device) if device is not None else torch.device("cpu"):
+        with nullcontext() if hands_on else torch.device("cpu" if device is None else device):
             return cls(first, out, **kwargs)
     except SystemExit as error:  # a pasted script's way to end
         raise RuntimeError(f"it called exit({error.code})") from None
