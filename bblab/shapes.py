@@ -7,12 +7,13 @@ not plain (other layouts, odd arguments, a wrong size) is left to torch, which a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.overrides import TorchFunctionMode
 
 Shape = Sequence[int]
 
@@ -38,9 +39,13 @@ def plain_result(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> T
     return torch.empty(tuple(shape), dtype=lead.dtype, device="meta")
 
 
-@contextmanager
-def shapes_only() -> Iterator[None]:
-    """Answer plain calls on meta tensors here while a module is built or fused."""
+def shapes_only() -> TorchFunctionMode:
+    """A context that answers plain calls on meta tensors here, while a module is built or fused."""
+    return _shapes_only()()
+
+
+@cache
+def _shapes_only() -> type[TorchFunctionMode]:
     from torch.overrides import TorchFunctionMode
 
     class ShapesOnly(TorchFunctionMode):
@@ -50,8 +55,7 @@ def shapes_only() -> Iterator[None]:
             made = plain_result(func, args, kwargs or {})
             return func(*args, **(kwargs or {})) if made is None else made
 
-    with ShapesOnly():
-        yield
+    return ShapesOnly
 
 
 def _packed(value: Any) -> Any:

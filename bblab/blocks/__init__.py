@@ -327,7 +327,7 @@ def make(row: Row, in_ch: int | tuple[int, ...], info: BlockInfo, *, device: Any
     kwargs = row.kwargs
     if info.has_stride:
         kwargs["stride"] = row.stride
-    accepted = inspect.signature(cls).parameters
+    accepted = _parameters(cls)
     if "device" in accepted:
         kwargs["device"] = device
     count = 0
@@ -349,6 +349,11 @@ def make(row: Row, in_ch: int | tuple[int, ...], info: BlockInfo, *, device: Any
         raise RuntimeError(f"it called exit({error.code})") from None
     finally:
         handle.remove()
+
+
+@cache
+def _parameters(cls: type[nn.Module]) -> frozenset[str]:
+    return frozenset(inspect.signature(cls).parameters)
 
 
 def get(kind: str, kinds: dict[str, BlockInfo]) -> BlockInfo:
