@@ -58,9 +58,13 @@ def measure(
     engine = runtimes.find(runtime) if isinstance(runtime, str) else runtime
     tell = on_progress or (lambda done, total, seconds_left, text: None)
     session = _Session(nets, nets.index(reference), engine, opened, plan, tell, clock)
-    session.convert()
-    with opened:
-        session.run()
+    try:
+        with opened:  # first: what cannot be reached, or cannot run this, is not worth converting for
+            devices.prepare(opened, engine.name)
+            session.convert()
+            session.run()
+    except KeyboardInterrupt:  # while connecting or leaving
+        raise Interrupted(session.timings() if session.results else []) from None
     return session.timings()
 
 
@@ -198,6 +202,12 @@ class _Session:
         text = f"process {number + 1} of {planned}, {len(self.nets)} models on {self.device.name}"
         self.tell(done_before, total, self._seconds_left(planned - number, rounds, started), text)
 
+        devices.settle(
+            self.device,
+            self.runtime.name,
+            self.plan.threads,
+            lambda what: self.tell(done_before, total, None, f"process {number + 1} of {planned}, {what}"),
+        )
         begin = self.clock()
         ready_at = last_at = begin
         hello: wire.Hello | None = None
@@ -272,7 +282,7 @@ class _Session:
                 processor=runtimes.processor(self.runtime),
                 conditions_before=self.before,
                 conditions_after=self.after,
-                notes=tuple(self.notes),
+                notes=(*self.notes, *devices.notes(self.device)),
             )
             for at, (net, file) in enumerate(zip(self.nets, self.files, strict=True))
         ]

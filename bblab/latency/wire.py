@@ -28,7 +28,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Union
 
 from bblab.errors import RunError
 
@@ -81,7 +81,7 @@ class Failure:
     message: str
 
 
-Message = Hello | Ready | Speed | Call | End | Failure
+Message = Union[Hello, Ready, Speed, Call, End, Failure]  # noqa: UP007  read by Pythons before 3.10 on boards
 _KINDS: dict[str, type[Message]] = {cls.kind: cls for cls in (Hello, Ready, Speed, Call, End, Failure)}
 
 

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +16,8 @@ from typing import IO, Any
 
 from bblab.errors import BblabError, RunError
 from bblab.latency import conditions, wire
-from bblab.latency.devices import DEVICES
+from bblab.latency.devices import DEVICES, talk
 
-LAST_LINES = 12  # of standard error, shown when a worker fails
 FAREWELL_S = 10.0  # for a worker that has said its last word to exit
 
 # -P: code is not loaded from where one happens to stand.
@@ -65,12 +63,10 @@ class Host:
             start_new_session=True,
         )
         assert process.stdin and process.stdout and process.stderr
-        stderr: deque[str] = deque(maxlen=LAST_LINES)
-        foreign: deque[str] = deque(maxlen=LAST_LINES)
-        lines: queue.Queue[str | None] = queue.Queue()
+        lines = talk.Lines()
         readers = [
-            threading.Thread(target=_listen, args=(process.stdout, lines), daemon=True),
-            threading.Thread(target=_drain, args=(process.stderr, stderr.append), daemon=True),
+            threading.Thread(target=_listen, args=(process.stdout, lines.stdout), daemon=True),
+            threading.Thread(target=_drain, args=(process.stderr, lines.stderr.append), daemon=True),
         ]
         try:
             for reader in readers:
@@ -79,35 +75,16 @@ class Host:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(wire.encode_request(request) + "\n")
                 process.stdin.close()
-            ended = False
-            while True:
-                try:
-                    line = lines.get(timeout=silence_s)
-                except queue.Empty:
-                    raise RunError(
-                        f"the worker on {self.name} said nothing for {silence_s:g} s and was ended"
-                        + _last_words(stderr, foreign),
-                        hint="a very large net may need a longer silence_s in the plan",
-                    ) from None
-                if line is None:
-                    break
-                message = wire.parse(line)
-                if message is None:
-                    foreign.append(line)
-                    continue
-                if isinstance(message, wire.Failure):
-                    readers[1].join(FAREWELL_S)
-                    raise RunError(
-                        f"the worker on {self.name} failed: {message.message}" + _last_words(stderr, foreign)
-                    )
-                ended = ended or isinstance(message, wire.End)
-                yield message
+            try:
+                ended = yield from talk.listen(self.name, lines, silence_s)
+            except talk.ToldFailure as told:
+                readers[1].join(FAREWELL_S)
+                raise told.with_last_words() from None
             code = process.wait(FAREWELL_S)
             readers[1].join(FAREWELL_S)
             if code != 0 or not ended:
                 raise RunError(
-                    f"the worker on {self.name} {_ending(code)}" + _last_words(stderr, foreign),
-                    hint="out of memory is the usual reason for a killed worker" if code == -signal.SIGKILL else "",
+                    f"the worker on {self.name} {talk.ending(code)}" + lines.last_words(), hint=talk.hint_for(code)
                 )
         except subprocess.TimeoutExpired:
             raise RunError(f"the worker on {self.name} closed its output but did not exit; it was ended") from None
@@ -141,19 +118,3 @@ def _end(process: subprocess.Popen[str]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _ending(code: int) -> str:
-    if code < 0:
-        try:
-            return f"was killed by {signal.Signals(-code).name}"
-        except ValueError:
-            return f"was killed by signal {-code}"
-    return f"exited with code {code} before it had finished"
-
-
-def _last_words(stderr: Sequence[str], foreign: Sequence[str]) -> str:
-    said = "".join(f"\n  | {line}" for line in stderr)
-    if foreign:
-        said += "\n  on its standard output, not from bblab:" + "".join(f"\n  | {line}" for line in foreign)
-    return ":" + said if said else " (it left no message)"

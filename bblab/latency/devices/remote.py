@@ -1,0 +1,450 @@
+"""A device that is reached by a shell: what boards (ssh) and phones (adb) have in common.
+
+    lock -> connect -> clear leftovers -> folder of our own -> files -> state -> worker, line by line -> state
+    -> end the worker, remove the folder -> disconnect
+
+Whatever happens in between (Ctrl-C, a crash of the worker, a cable pulled out), the way out is taken: the worker is
+ended by its process group and the folder removed, or, where the device does not answer any more, at the next
+connection. A folder's name says which user of which machine made it, so that nobody clears another one's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import hashlib
+import json
+import os
+import platform
+import shlex
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Protocol
+
+from bblab.errors import BblabError, RunError
+from bblab.latency import wire
+from bblab.latency.devices import Tell, bundle, state, talk
+from bblab.latency.devices.cores import Choice, Cluster, choose
+
+SHORT_S = 30.0  # for commands that only look
+GOODBYE_S = 8.0  # for the way out: a device that is gone must not hold us
+CLEARED, ARCH = "#bblab-cleared ", "#bblab-arch "
+SPENT = 24 * 60  # minutes after which a folder of another machine is a leftover
+
+
+class Lost(RunError):
+    """The connection broke: nothing more can be asked of the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a command on the device printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str = ""
+
+    def reason(self) -> str:
+        """The last line of complaint."""
+        lines = [line for line in (self.err + "\n" + self.out).splitlines() if line.strip()]
+        return lines[-1].strip()[:300] if lines else f"exit code {self.code}"
+
+
+class Process(Protocol):
+    """A running command: a thread of the link feeds `lines` until the output ends."""
+
+    lines: talk.Lines
+
+    def wait(self, timeout_s: float) -> int | None:
+        """The exit code; None where the connection broke before it came."""
+
+    def close(self) -> None: ...
+
+
+class Link(Protocol):
+    """One connection to a device. All its methods raise Lost when the device is gone, none waits for ever."""
+
+    def open(self) -> None:
+        """Raises RunError, saying what to do, where the device cannot be reached or does not let us in."""
+
+    def close(self) -> None: ...
+
+    def sh(self, command: str, timeout_s: float = SHORT_S) -> Said: ...
+
+    def put(self, data: bytes, path: str) -> None:
+        """Write a file. Raises RunError where the device's disk is full."""
+
+    def start(self, command: str) -> Process: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What runs a request on the device: a command line, without the cores and the request."""
+
+    command: str
+    note: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Remote:
+    """The flow; what a kind of device does its own way are `base`, `engine_for` and the link."""
+
+    name: str
+    link: Link
+    base: str  # folder on the device in which ours is made
+    lock_name: str
+    cores: str = "big"
+    engine_for: Callable[[Remote, str], Engine]
+    read_state: Callable[[Remote], dict[str, Any]]
+    first_look: Callable[[Remote], None] = lambda remote: None
+    remarks: list[str] = field(default_factory=list)
+    foreign_lines: int = 0
+    folder: str = ""
+    arch: str = ""
+    _lock: IO[str] | None = None
+    _engines: dict[str, Engine] = field(default_factory=dict)
+    _sent: dict[Path, str] = field(default_factory=dict)
+    _topology: tuple[Cluster, ...] | None = None
+    _choices: dict[int, Choice] = field(default_factory=dict)
+
+    # In and out ---------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Remote:
+        self.remarks.clear()
+        self.foreign_lines = 0
+        self._engines.clear()
+        self._sent.clear()
+        self._topology = None
+        self._choices.clear()
+        self._lock = _locked(self.lock_name, self.name)
+        try:
+            self.link.open()
+            self._settle_in()
+            self.first_look(self)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self.folder:
+                with suppress(BblabError):
+                    self.link.sh(_end_and_remove(shlex.quote(self.folder)), GOODBYE_S)
+        finally:
+            self.folder = ""
+            try:
+                with suppress(BblabError):
+                    self.link.close()
+            finally:
+                if self._lock is not None:
+                    self._lock.close()
+                    self._lock = None
+
+    def _settle_in(self) -> None:
+        """Clear leftovers and make our folder, in one command: each costs a round trip.
+
+        Leftovers are ours of an earlier run that could not clean up (we hold the lock, so nobody uses them), and those
+        of this user there that nobody has touched for a day.
+        """
+        base, name = shlex.quote(self.base), f"bblab-{_owner()}-{uuid.uuid4().hex[:8]}"
+        hexes = "[0-9a-f]" * 8
+        old = f"-user $(id -u) -name 'bblab-{hexes}-{hexes}' -mmin +{SPENT}"
+        clear = _end_and_remove('"$d"')
+        made = self.link.sh(
+            f"for d in {base}/bblab-{_owner()}-{hexes} $(find {base} -maxdepth 1 -type d {old} 2>/dev/null); do "
+            # The pattern again, as a blank in a path splits what find has printed.
+            f'case "$d" in *[!/]/bblab-{hexes}-{hexes}) [ -d "$d" ] && {{ {clear}; echo "{CLEARED}$d"; }};; esac; '
+            f'done; echo "{ARCH}$(uname -m)"; mkdir -p {base} && mkdir -m 700 {base}/{name}'
+        )
+        told = made.out.splitlines()
+        self.arch = next((line[len(ARCH) :].strip() for line in told if line.startswith(ARCH)), "")
+        cleared = sum(line.startswith(CLEARED) for line in told)
+        if cleared:
+            self.remark(f"cleared {cleared} folder(s) that an earlier run had left on the device")
+        if made.code != 0:
+            reason = Said(made.code, "", made.err).reason()
+            raise RunError(
+                f"{self.name}: no folder can be made in {self.base}: {reason}",
+                hint="free some space there, or name another folder with --folder",
+            )
+        self.folder = f"{self.base}/{name}"
+
+    # What measuring asks ------------------------------------------------------------------------------------
+
+    @property
+    def notes(self) -> list[str]:
+        passed = f"{self.foreign_lines} line(s) on the workers' output were not bblab's and were passed over"
+        return [*self.remarks, *([passed] if self.foreign_lines else [])]
+
+    def remark(self, text: str) -> None:
+        if text and text not in self.remarks:
+            self.remarks.append(text)
+
+    def prepare(self, runtime: str) -> None:
+        """Raises BblabError where the open device cannot run this runtime."""
+        self._engine(runtime)
+
+    def send(self, path: Path) -> str:
+        if path not in self._sent:
+            place = f"{self.folder}/m{len(self._sent)}-{path.name}"
+            self.link.put(path.read_bytes(), place)
+            self._sent[path] = place
+        return self._sent[path]
+
+    def conditions(self) -> dict[str, Any]:
+        try:
+            return self.read_state(self)
+        except BblabError:
+            return state.lost()
+
+    def run(self, request: wire.Request, *, silence_s: float) -> Generator[wire.Message]:
+        engine = self._engine(request.runtime)
+        self.remark(engine.note)
+        folder = shlex.quote(self.folder)
+        self.link.put((wire.encode_request(request) + "\n").encode(), f"{self.folder}/request.json")
+        # The shell becomes the worker, so that the number it wrote down is the worker's.
+        process = self.link.start(
+            f"cd {folder} && echo $$ > pid && export OMP_NUM_THREADS={request.threads} PYTHONUNBUFFERED=1 "
+            f"PYTHONDONTWRITEBYTECODE=1 && exec {self.pinning(request.threads)}{engine.command} < request.json"
+        )
+        lines = process.lines
+        try:
+            try:
+                ended = yield from talk.listen(self.name, lines, silence_s)
+            except talk.ToldFailure as told:
+                process.wait(GOODBYE_S)
+                raise told.with_last_words() from None
+            code = process.wait(GOODBYE_S)
+            if code is None and not ended:
+                raise Lost(
+                    f"the connection to {self.name} broke while it measured" + lines.last_words(),
+                    hint="what is left on the device is cleared at the next connection",
+                )
+            if code or not ended:
+                raise RunError(
+                    f"the worker on {self.name} {talk.ending(code or 0)}" + lines.last_words(),
+                    hint=talk.hint_for(code or 0),
+                )
+        finally:
+            self.foreign_lines += lines.foreign_count
+            with suppress(BblabError):
+                self.link.sh(_end(folder), GOODBYE_S)
+            process.close()
+
+    # Cores --------------------------------------------------------------------------------------------------
+
+    def topology(self) -> tuple[Cluster, ...]:
+        if self._topology is None:
+            self._topology = state.topology(state.parse_files(self.link.sh(state.COMMAND).out))
+        return self._topology
+
+    def choice(self, threads: int) -> Choice:
+        """The cores of a worker with so many threads; none, with a note, where the device cannot pin."""
+        if threads not in self._choices:
+            chosen = choose(self.cores, self.topology(), threads)
+            if chosen.cpus:
+                tried = self.link.sh(f"taskset {chosen.mask} true")
+                if tried.code != 0:
+                    why = f"the device cannot pin to the cores {chosen.mask} ({tried.reason()})"
+                    chosen = Choice(note=f"{why}: the worker ran on any core")
+            self._choices[threads] = chosen
+        return self._choices[threads]
+
+    def pinning(self, threads: int) -> str:
+        """The beginning of a command line that pins, with its blank; empty for none."""
+        chosen = self.choice(threads)
+        self.remark(chosen.note)
+        return f"taskset {chosen.mask} " if chosen.cpus else ""
+
+    def _engine(self, runtime: str) -> Engine:
+        if runtime not in self._engines:
+            self._engines[runtime] = self.engine_for(self, runtime)
+        return self._engines[runtime]
+
+
+# Speedometer alone ----------------------------------------------------------------------------------------------
+
+
+def speedometer_s(remote: Remote, runtime: str, silence_s: float = 60.0) -> float:
+    """CPU seconds of the fixed kernel on the device now: a worker without models or rounds."""
+    request = wire.Request(runtime, 1, 3, 0, (), ())
+    with contextlib.closing(remote.run(request, silence_s=silence_s)) as messages:
+        return min(m.cpu_s for m in messages if isinstance(m, wire.Speed))
+
+
+# The runner and the worker --------------------------------------------------------------------------------------
+
+RUNNER_RUNTIME = "ncnn"
+
+
+def static_runner(remote: Remote, runtime: str) -> Engine:
+    """bblab's own ncnn program for the device's processor, pushed. Raises BblabError where there is none."""
+    if runtime != RUNNER_RUNTIME:
+        raise BblabError(
+            f"{remote.name} cannot run {runtime!r}: without a worker in Python it runs {RUNNER_RUNTIME} only",
+            hint=f"--runtime {RUNNER_RUNTIME}",
+            exit_code=1,
+        )
+    path = runner_for(remote.arch)
+    if path is None:
+        raise RunError(
+            f"{remote.name} needs bblab's runner for {remote.arch}, which has not been built here",
+            hint=f"bblab runner build {normal_arch(remote.arch)}",
+        )
+    return Engine(pushed_program(remote, path, "runner"))
+
+
+def pushed_program(remote: Remote, path: Path, name: str) -> str:
+    """A program on the device, ready to be started. Raises RunError where the device will not start programs there."""
+    place = f"{remote.folder}/{name}"
+    remote.link.put(path.read_bytes(), place)
+    done = remote.link.sh(f"chmod 700 {shlex.quote(place)} && [ -x {shlex.quote(place)} ]")
+    if done.code != 0:
+        raise RunError(
+            f"{remote.name} does not let programs start from {remote.base}: {done.reason()}",
+            hint="its folder is mounted noexec: name another with --folder",
+        )
+    return shlex.quote(place)
+
+
+def normal_arch(machine: str) -> str:
+    return {"arm64": "aarch64", "armv8l": "aarch64", "amd64": "x86_64"}.get(machine, machine)
+
+
+def runner_for(machine: str) -> Path | None:
+    """The static runner that has been built for `uname -m`; None where it has not, or cannot be."""
+    from bblab.latency import runner
+
+    try:
+        found: Path | None = runner.built(normal_arch(machine))
+    except BblabError:
+        return None
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class OnBoard:
+    """What the Python on a board said of itself."""
+
+    python: str = ""  # version; empty where there is none
+    command: str = "python3"
+    numpy: str | None = None
+    runtimes: tuple[tuple[str, str], ...] = ()
+    missing: tuple[tuple[str, str], ...] = ()
+    problem: str = ""
+
+
+def look_at_python(remote: Remote, python: str) -> OnBoard:
+    """Push the worker and ask the board's Python what it could run."""
+    quoted = shlex.quote(python)
+    said = remote.link.sh(f"{quoted} -c 'import sys; print(\"BBLAB-PYTHON\", *sys.version_info[:3])'")
+    found = [line.split()[1:] for line in said.out.splitlines() if line.startswith("BBLAB-PYTHON ")]
+    if said.code != 0 or not found:
+        return OnBoard(problem=f"no usable Python there ({python}: {said.reason()})")
+    version = ".".join(found[-1])
+    if tuple(map(int, found[-1][:2])) < bundle.LEAST_PYTHON:
+        least = ".".join(map(str, bundle.LEAST_PYTHON))
+        return OnBoard(version, python, problem=f"its {python} is Python {version}; the worker needs {least} or later")
+    place = f"{remote.folder}/worker.zip"
+    remote.link.put(bundle.worker(), place)
+    asked = remote.link.sh(f"PYTHONDONTWRITEBYTECODE=1 {quoted} {shlex.quote(place)} about", 120.0)
+    for line in asked.out.splitlines():
+        if line.startswith("BBLAB-ABOUT "):
+            with suppress(ValueError, KeyError):
+                told = json.loads(line.partition(" ")[2])
+                return OnBoard(
+                    version,
+                    python,
+                    told["numpy"],
+                    tuple(sorted(told["runtimes"].items())),
+                    tuple(sorted(told["missing"].items())),
+                )
+    return OnBoard(version, python, problem=f"the worker does not start on its Python {version}: {asked.reason()}")
+
+
+# Small things ---------------------------------------------------------------------------------------------------
+
+
+def _end(folder: str) -> str:
+    """End the worker of a (quoted) folder and all that it started: it leads a group of its own on sshd and adbd."""
+    return (
+        f'p=$(cat {folder}/pid 2>/dev/null) && [ -n "$p" ] && '
+        '{ kill -9 "-$p" || kill -9 -- "-$p" || kill -9 "$p"; } 2>/dev/null; rm -f ' + f"{folder}/pid"
+    )
+
+
+def _end_and_remove(folder: str) -> str:
+    return f"{_end(folder)}; rm -rf {folder}"
+
+
+def _owner() -> str:
+    """This user on this machine, as eight characters."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return hashlib.sha256(f"{user}@{platform.node()}".encode()).hexdigest()[:8]
+
+
+def _locked(name: str, device: str) -> IO[str]:
+    """Two measurements on one device disturb each other, so the second is refused. Freed by closing, or by our end."""
+    folder = Path(tempfile.gettempdir()) / f"bblab-locks-{_owner()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / hashlib.sha256(name.encode()).hexdigest()[:16]
+    file = path.open("a+", encoding="utf-8")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        return file
+    except OSError:
+        file.seek(0)
+        holder = file.read().strip()
+        file.close()
+        raise RunError(
+            f"{device} is being measured by another bblab" + (f" (process {holder})" if holder else ""),
+            hint="wait for it, or end it: two measurements on one device disturb each other",
+        ) from None
+    file.seek(0)
+    file.truncate()
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def wait_until(
+    is_fit: Callable[[], str],
+    tell: Tell,
+    *,
+    limit_s: float,
+    every_s: float,
+    clock: Callable[[], float],
+    sleep: Callable[[float], object],
+) -> str:
+    """Ask `is_fit` (empty: yes; else why not) until it is, or `limit_s` is over; the last reason."""
+    began = clock()
+    while True:
+        reason = is_fit()
+        left = limit_s - (clock() - began)
+        if not reason or left <= 0:
+            return reason
+        tell(f"cooling down, {left:.0f} s at most: {reason}")
+        sleep(min(every_s, max(0.1, left)))
+
+
+def now() -> float:
+    return time.monotonic()
+
+
+def listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if names else "none"
