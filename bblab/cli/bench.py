@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bblab.cli import common
+from bblab.cli import bench_parts, common
 from bblab.errors import BblabError
 
 if TYPE_CHECKING:
@@ -33,7 +33,10 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    specs: common.SpecsArgument,
+    specs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SPEC...", help="Built-in names, .yaml paths, NAME@s16, timm:NAME or torchvision:NAME."),
+    ] = None,
     edits: common.SetOption = None,
     device: DeviceOption = "host",
     runtime: RuntimesOption = "ort",
@@ -45,6 +48,9 @@ def bench(
     ] = None,
     budget: BudgetOption = None,
     fps: FpsOption = None,
+    per_op: Annotated[
+        bool, typer.Option("--per-op", help="Where each net's time goes: its rows and operators, and their sum.")
+    ] = False,
     csv: Annotated[str | None, typer.Option("--csv", metavar="FILE|-", help="Write the table as CSV.")] = None,
     json: common.JsonOption = None,
     lab: common.LabOption = None,
@@ -60,7 +66,15 @@ def bench(
     if json == "-" and csv == "-":
         raise BblabError("--json - and --csv - both want stdout", hint="give one of them a file")
     machine = "-" in (json, csv)
+    asked = {"--per-op": per_op}
+    mode = bench_parts.one_mode(asked, specs, device=device, fps=fps, reference=reference, budget=budget)
     opened = common.open_lab(lab)
+    how = bench_parts.How(opened, machine, json, csv)
+    if mode == "--per-op":
+        return bench_parts.per_op(
+            how, specs or [], edits or [], names(runtime), counts(threads), forms(form), pixels(size)
+        )
+    specs = specs or []
     plan = Plan(max_processes=11) if budget is None else Plan(max_processes=100, budget_s=budget)
     with common.progress_bar(quiet=machine) as tell:
         done = opened.bench(

@@ -34,6 +34,7 @@ from bblab.store import NewRun, Store
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bblab.lab.benching import Measured
     from bblab.latency import Candidate, Outcome, Plan, Race, Timing, Verdict
     from bblab.weights import Imported
 
@@ -786,6 +787,13 @@ class Lab:
                 }
                 for t in timings
             ]
+
+    @_to_stderr
+    def per_op(self, references: Sequence[str | ArchSpec], **how: Any) -> Measured:
+        """Where the time of each spec goes, operator by operator; see `benching.per_op`."""
+        from bblab.lab import benching
+
+        return benching.per_op(self, references, **how)
 
     # ------------------------------------------------------------------------------------------ weights
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -27,11 +28,41 @@ class Loaded(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class LayerTimes:
+    """One operator as the runtime runs it, after its fusions: seconds (wall) of each call so far.
+
+    `module` is the path of the torch module that it came from ("s8.0.point.conv"), "" where nobody can say; `told_by`
+    says how it is known: "name" (its own), "output" (the tensor that it writes) or "neighbour" (it moves or reshapes
+    that one's data). `kernel` is the implementation chosen, where the runtime tells.
+    """
+
+    name: str
+    op: str
+    module: str
+    told_by: str
+    seconds: tuple[float, ...]
+    kernel: str = ""
+
+
+class Profiled(Protocol):
+    """A model whose every run is timed operator by operator."""
+
+    def run(self, x: np.ndarray) -> Sequence[np.ndarray]: ...
+
+    def layers(self) -> Sequence[LayerTimes]:
+        """What the runs so far took, in the order of execution. Ends the profile: no run may follow."""
+
+    def overhead_s(self) -> float:
+        """What being timed adds to each operator's own figure; 0 where it adds nothing or nobody knows."""
+
+
 class Runtime(Protocol):
     """Files of this sort import neither torch nor their engine at the top: the worker must stay free of torch.
 
     A runtime that needs torch in the worker says `uses_torch = True`; one that computes elsewhere than on the CPU says
     so with `processor = "cuda"`, and is then compared by paired wall time (CPU time would be that of waiting).
+    One that can time its operators has `profiled(path, threads) -> Profiled`.
     """
 
     name: str
@@ -65,6 +96,35 @@ def names() -> list[str]:
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     return list(RUNTIMES)
+
+
+def can_profile(runtime: Runtime) -> bool:
+    return hasattr(runtime, "profiled")
+
+
+def profiled(runtime: Runtime, path: str, threads: int) -> Profiled:
+    """The model, ready to be timed operator by operator. Raises BblabError where the runtime cannot."""
+    if not can_profile(runtime):
+        able = [name for name in names() if hasattr(RUNTIMES[name], "profiled")]
+        raise BblabError(
+            f"{runtime.name} does not tell the times of its operators", hint="these do: " + ", ".join(able)
+        )
+    made: Profiled = runtime.profiled(path, threads)  # type: ignore[attr-defined]  # an optional method
+    return made
+
+
+def module_path(scope: str) -> str:
+    """The torch module of a scoped ONNX name: "/s8/s8.0/point/Conv_output_0" is "s8.0.point.Conv_output_0".
+
+    The exporter names a container and then its member in full; the last word is the operation.
+    """
+    path: list[str] = []
+    for part in scope.removeprefix("fused ").strip("/").split("/"):
+        if path and part.startswith(path[-1] + "."):
+            path[-1] = part
+        else:
+            path.append(part)
+    return ".".join(path)
 
 
 def uses_torch(runtime: Runtime) -> bool:

@@ -1,0 +1,155 @@
+"""What `bblab bench` measures beside whole nets: operators, blocks, a pipeline. Wires the rooms and the notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from bblab.analysis.net import SUMS
+from bblab.errors import BblabError, RunError
+from bblab.ops import Form
+from bblab.spec import ArchSpec
+from bblab.store import NewRun
+
+if TYPE_CHECKING:
+    from bblab.lab import Lab, Progress
+    from bblab.latency import protocol
+    from bblab.latency.perop import Place
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Rows as `--json` prints them, each with its `run_id` where it was stored, and what went wrong."""
+
+    rows: tuple[Mapping[str, Any], ...]
+    problems: tuple[BblabError, ...]
+
+    @property
+    def run_ids(self) -> list[int]:
+        return [row["run_id"] for row in self.rows if row.get("run_id")]
+
+
+def stored(
+    lab: Lab,
+    kind: str,
+    spec: ArchSpec,
+    row: Mapping[str, Any],
+    asked: Sequence[str],
+    raw: Mapping[str, protocol.Series],
+) -> dict[str, Any]:
+    """A row of the notebook from a row of `--json`: what was asked, what came out, every sample. Gives it its id."""
+    from bblab.lab import code_version
+
+    inputs = {k: row[k] for k in asked if k in row}
+    counts = {name: [len(process) for process in series] for name, series in raw.items()}
+    result = {k: v for k, v in row.items() if k not in inputs} | {"samples_per_process": counts}
+    run = NewRun(
+        kind=kind,
+        spec_id=spec.spec_id,
+        name=spec.name,
+        code_version=code_version(),
+        inputs=inputs,
+        result=result,
+        samples={name: [s for process in series for s in process] for name, series in raw.items()},
+        spec_text=spec.canonical,
+    )
+    with lab.notebook() as store:
+        return {**row, "run_id": store.add_many([run])[0]}
+
+
+# Operators --------------------------------------------------------------------------------------------------------
+
+ASKED = ("spec", "device", "runtime", "runtime_version", "form", "precision", "threads", "input", "model_sha256")
+
+
+def per_op(
+    lab: Lab,
+    references: Sequence[str | ArchSpec],
+    *,
+    edits: Sequence[str] = (),
+    runtimes: Sequence[str] = ("ort",),
+    threads: Sequence[int] = (1,),
+    forms: Sequence[Form] = ("deploy",),
+    size: str | int = "search",
+    store: bool = True,
+    on_progress: Progress | None = None,
+) -> Measured:
+    """Where the time of each spec goes: one row a spec, form, runtime and number of threads; see `perop.OpTimes`."""
+    from bblab.latency import perop
+    from bblab.latency import runtimes as engines
+
+    specs = lab.every(references, edits)
+    for name in runtimes:  # every mistake before the first measurement
+        engine = engines.find(name)
+        engine.version()
+        if not engines.can_profile(engine):
+            engines.profiled(engine, "", 1)
+    rows: list[Mapping[str, Any]] = []
+    problems: list[BblabError] = []
+    for spec in specs:
+        shape = lab._bench_input(spec, size)
+        for form in forms:
+            candidate = lab.candidate(spec, form, shape[1:])
+            found = places(lab, spec, form, shape)
+            for runtime in runtimes:
+                for count in threads:
+                    try:
+                        times = perop.measure(candidate, found, runtime=runtime, threads=count, on_progress=on_progress)
+                    except RunError as error:
+                        problems.append(error)
+                        continue
+                    row: Mapping[str, Any] = {"label": candidate.label, **times.to_json()}
+                    state = {"before": dict(times.conditions_before), "after": dict(times.conditions_after)}
+                    row = {**row, "conditions": state}
+                    if store:
+                        row = stored(lab, "operators", spec, row, ASKED, times.raw())
+                    rows.append(row)
+    return Measured(tuple(rows), tuple(problems))
+
+
+def places(lab: Lab, spec: ArchSpec, form: Form, shape: tuple[int, int, int]) -> list[Place]:
+    """The rows of a spec with their module paths and MACs; of a library's net its own modules, by stride."""
+    from bblab.latency.perop import Place
+
+    if spec.library:
+        return _library_places(lab, replace(spec, input=shape), form)
+    found = []
+    shapes: tuple[tuple[int, ...], ...] = (shape,)
+    for stage in spec.backbone_stages:
+        for position, row in enumerate(stage.rows):
+            summary = lab.analyst.summary(row, shapes, form)
+            name = f"{stage.name}.{position}"
+            found.append(Place(stage.name, name, name, row.kind, summary.sums[SUMS.index("macs")]))
+            shapes = summary.outputs
+    return found
+
+
+def _library_places(lab: Lab, spec: ArchSpec, form: Form) -> list[Place]:
+    """Modules as the library names them, as deep as its own units ("layer1.0"), in the stage where they end."""
+    from bblab import library
+    from bblab.analysis.cost import op_costs
+    from bblab.latency.perop import Place
+
+    graph = library.graph_of(spec, form)
+    points = library.stage_points(graph)
+    end = library.cut_point(graph, spec)
+    macs: dict[str, int] = {}
+    stage_of: dict[str, str] = {}
+    for number, (op, cost) in enumerate(zip(graph.ops, op_costs(graph), strict=True)):
+        if number >= end.num_ops:
+            break
+        unit = _unit(op.layer)
+        macs[unit] = macs.get(unit, 0) + (cost.macs or 0)
+        stride = next((p.stride for p in points if number < p.num_ops), end.stride)
+        stage_of[unit] = f"s{stride}"
+    return [Place(stage_of[u], u or "(net)", f"net.{u}" if u else "net", "", macs[u]) for u in macs]
+
+
+def _unit(layer: str) -> str:
+    """ "layer1.0.conv1" -> "layer1.0": as far as the last of the leading numbers, at most two deep."""
+    parts = layer.split(".")
+    depth = 1
+    while depth < min(3, len(parts)) and parts[depth].isdigit():
+        depth += 1
+    return ".".join(parts[:depth])

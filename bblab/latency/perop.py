@@ -1,0 +1,405 @@
+"""Where in a net the time goes: a runtime's own times of its operators, brought home to the spec's stages and rows.
+
+    rows = tabulate([Layer("conv_1", 12e-6, module="s8.0.point"), ...], places)
+
+Whatever a runtime can tell comes in as layers: name, seconds, and the torch module where that is known. An operator
+that belongs to no place is listed as such; nothing is dropped, so the parts add up to their sum, and that sum is held
+against calls that nobody profiled.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from bblab.errors import BblabError
+from bblab.latency import conditions, models, protocol, runtimes, tasks
+from bblab.latency.measure import Progress
+from bblab.latency.values import Candidate, Conditions
+
+PROCESSES, CALLS, WARMUPS = 3, 30, 5
+LIMIT_S = 300.0
+NOWHERE = "(not mapped)"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A row of a spec: its stage, its own name, the module that computes it, what it costs."""
+
+    stage: str
+    row: str
+    module: str  # "s8.0": operators of modules that begin so are of this row
+    kind: str = ""
+    macs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One operator of a runtime: the median of its times over all calls, with the middle 80 % of them."""
+
+    name: str
+    seconds: float
+    op: str = ""
+    module: str = ""
+    told_by: str = ""
+    kernel: str = ""
+    low_s: float = 0.0
+    high_s: float = 0.0
+    samples_s: protocol.Series = field(default=(), compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some operators together: a stage, a row or a type of operator. `share` is of the sum over all operators."""
+
+    name: str
+    seconds: float
+    share: float
+    count: int
+    stage: str = ""
+    kind: str = ""
+    macs: int = 0
+
+    @property
+    def macs_per_s(self) -> float | None:
+        return self.macs / self.seconds if self.macs and self.seconds > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class OpTable:
+    """The operators with their places, and the sums over them. `mapped[i]` is the row of `layers[i]`."""
+
+    layers: tuple[Layer, ...]
+    mapped: tuple[Place | None, ...]
+    stages: tuple[Part, ...]
+    rows: tuple[Part, ...]
+    ops: tuple[Part, ...]
+
+    @property
+    def sum_s(self) -> float:
+        return sum(layer.seconds for layer in self.layers)
+
+    @property
+    def unmapped(self) -> tuple[Layer, ...]:
+        return tuple(layer for layer, place in zip(self.layers, self.mapped, strict=True) if place is None)
+
+    def to_json(self) -> dict[str, Any]:
+        total = self.sum_s
+        return {
+            "sum_s": total,
+            "unmapped": [layer.name for layer in self.unmapped],
+            "unmapped_s": sum(layer.seconds for layer in self.unmapped),
+            "stages": [_part_json(part) for part in self.stages],
+            "rows": [_part_json(part) for part in self.rows],
+            "op_types": [_part_json(part) for part in self.ops],
+            "operators": [
+                {
+                    "name": layer.name,
+                    "op": layer.op,
+                    "kernel": layer.kernel,
+                    "module": layer.module,
+                    "told_by": layer.told_by,
+                    "stage": place.stage if place else None,
+                    "row": place.row if place else None,
+                    "median_s": layer.seconds,
+                    "p10_s": layer.low_s,
+                    "p90_s": layer.high_s,
+                    "share": layer.seconds / total if total else 0.0,
+                }
+                for layer, place in zip(self.layers, self.mapped, strict=True)
+            ],
+        }
+
+
+def _part_json(part: Part) -> dict[str, Any]:
+    return {
+        "name": part.name,
+        "stage": part.stage,
+        "kind": part.kind,
+        "seconds": part.seconds,
+        "share": part.share,
+        "operators": part.count,
+        "macs": part.macs or None,
+        "macs_per_s": part.macs_per_s,
+    }
+
+
+def layers_of(pairs: Iterable[tuple[str, float]], modules: Mapping[str, str] = MappingProxyType({})) -> list[Layer]:
+    """Layers from (name, seconds) lines, as a runner on a device prints them; a name that comes again is another call.
+
+    `modules`: the torch module of each name that is known, as `ncnn_modules` finds them.
+    """
+    found: dict[str, list[float]] = {}
+    for name, seconds in pairs:
+        found.setdefault(name, []).append(seconds)
+    return [
+        summed_up(name, (tuple(seconds),), op=name.split("_")[0], module=modules.get(name, ""), told_by="name")
+        for name, seconds in found.items()
+    ]
+
+
+_NCNN_WEIGHTS = {"InnerProduct": "2", "Gemm": "", "MultiHeadAttention": "2"}  # the key of their number of weights
+
+
+def ncnn_modules(param: str, weighted: Sequence[tuple[str, int]]) -> dict[str, str]:
+    """The torch module of each layer of an ncnn.param file: ncnn keeps no scopes, but order and sizes of weights.
+
+    `weighted`: module and number of weights (without biases) of every convolution and linear layer as the net runs
+    them. A layer without weights belongs to the one before it. Layers that find no partner have no module.
+    """
+    left = list(weighted)
+    found: dict[str, str] = {}
+    before = next((module for module, _ in weighted), "")
+    for line in param.splitlines()[2:]:
+        words = line.split()
+        if len(words) < 4 or words[0] == "Input":
+            continue
+        kind, name = words[:2]
+        values = dict(word.split("=", 1) for word in words[4:] if "=" in word)
+        key = _NCNN_WEIGHTS.get(kind, "6" if "Convolution" in kind else None)
+        if key is not None:
+            count = int(values.get(key, 0))
+            partner = next((i for i, (_, numel) in enumerate(left) if numel == count), None)
+            before = left.pop(partner)[0] if partner is not None else ""
+        found[name] = before
+    return found
+
+
+def summed_up(name: str, samples_s: protocol.Series, *, overhead_s: float = 0.0, **about: str) -> Layer:
+    """A layer from its times in every call; what timing it costs is taken off, never below nothing."""
+    values = protocol.pooled(samples_s)
+    low, middle, high = (max(0.0, protocol.quantile(values, q) - overhead_s) for q in (0.1, 0.5, 0.9))
+    return Layer(name, middle, low_s=low, high_s=high, samples_s=samples_s, **about)
+
+
+def tabulate(layers: Sequence[Layer], places: Sequence[Place]) -> OpTable:
+    """Stages and rows in the spec's order, types of operators by time; what has no place stands last, by name."""
+    mapped = tuple(place_of(layer.module, places) for layer in layers)
+    total = sum(layer.seconds for layer in layers)
+
+    def part(name: str, members: Sequence[Layer], stage: str = "", kind: str = "", macs: int = 0) -> Part:
+        seconds = sum(m.seconds for m in members)
+        return Part(name, seconds, seconds / total if total else 0.0, len(members), stage, kind, macs)
+
+    def of(test: Callable[[Place | None], bool]) -> list[Layer]:
+        return [layer for layer, place in zip(layers, mapped, strict=True) if test(place)]
+
+    nowhere = of(lambda p: p is None)
+    rest = [part(NOWHERE, nowhere)] if nowhere else []
+    stages = [
+        part(stage, of(lambda p, s=stage: p is not None and p.stage == s), stage, macs=_macs(places, stage))  # type: ignore[misc]
+        for stage in dict.fromkeys(p.stage for p in places)
+    ]
+    rows = [part(x.row, of(lambda p, x=x: p == x), x.stage, x.kind, x.macs) for x in places]  # type: ignore[misc]
+    rows = [r for r in rows if r.count or r.kind or r.macs]  # a foreign module that was fused into its neighbour
+    kinds = [
+        part(op, [layer for layer in layers if layer.op == op]) for op in dict.fromkeys(layer.op for layer in layers)
+    ]
+    kinds.sort(key=lambda p: -p.seconds)
+    return OpTable(tuple(layers), mapped, (*stages, *rest), (*rows, *rest), tuple(kinds))
+
+
+def _macs(places: Sequence[Place], stage: str) -> int:
+    return sum(p.macs for p in places if p.stage == stage)
+
+
+def place_of(module: str, places: Sequence[Place]) -> Place | None:
+    """The place whose module is the longest beginning of this one."""
+    fitting = [p for p in places if module == p.module or module.startswith(p.module + ".")]
+    return max(fitting, key=lambda p: len(p.module), default=None)
+
+
+# Measuring --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OpTimes:
+    """One net's operators on one runtime, and the calls that they are held against: `[process][call]`, seconds.
+
+    `sum_as_profiled_s` still holds what the profile adds to each operator (`overhead_s`); the table's does not.
+    """
+
+    candidate: Candidate
+    runtime: str
+    runtime_version: str
+    precision: str
+    threads: int
+    table: OpTable
+    sum_as_profiled_s: float
+    overhead_s: float
+    wall_s: protocol.Series
+    cpu_s: protocol.Series
+    profiled_wall_s: protocol.Series
+    speedometer_cpu_s: protocol.Series
+    model_sha256: str
+    conversion_rel_error: float
+    session: str
+    conditions_before: Conditions = field(default_factory=dict, compare=False, repr=False)
+    conditions_after: Conditions = field(default_factory=dict, compare=False, repr=False)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def whole_wall_s(self) -> float:
+        return protocol.quantile(protocol.pooled(self.wall_s), 0.5)
+
+    @property
+    def whole_cpu_s(self) -> float:
+        return protocol.quantile(protocol.pooled(self.cpu_s), 0.5)
+
+    @property
+    def wall_over_cpu(self) -> float:
+        return protocol.wall_over_cpu(self.wall_s, self.cpu_s)
+
+    @property
+    def whole_s(self) -> float:
+        """The call that the parts are held against: wall time, or CPU time where other work held one thread up."""
+        return self.whole_cpu_s if self.threads == 1 and protocol.is_busy(self.wall_over_cpu) else self.whole_wall_s
+
+    @property
+    def sum_over_whole(self) -> float:
+        return self.table.sum_s / self.whole_s
+
+    def to_json(self) -> dict[str, Any]:
+        c = self.candidate
+        return {
+            "spec": c.spec,
+            "device": "host",
+            "runtime": self.runtime,
+            "runtime_version": self.runtime_version,
+            "form": c.form,
+            "precision": self.precision,
+            "threads": self.threads,
+            "input": list(c.input),
+            "processes": len(self.wall_s),
+            "calls": sum(map(len, self.wall_s)),
+            "whole_s": self.whole_s,
+            "whole_wall_p50_s": self.whole_wall_s,
+            "whole_cpu_p50_s": self.whole_cpu_s,
+            "profiled_wall_p50_s": protocol.quantile(protocol.pooled(self.profiled_wall_s), 0.5),
+            "wall_over_cpu": self.wall_over_cpu,
+            "sum_over_whole": self.sum_over_whole,
+            "sum_as_profiled_s": self.sum_as_profiled_s,
+            "profile_adds_s_an_operator": self.overhead_s,
+            "speedometer_s": protocol.quantile(protocol.pooled(self.speedometer_cpu_s), 0.5),
+            "model_sha256": self.model_sha256,
+            "conversion_rel_error": self.conversion_rel_error,
+            "session": self.session,
+            "notes": list(self.notes),
+            **self.table.to_json(),
+        }
+
+    def raw(self) -> dict[str, protocol.Series]:
+        """Every sample: the whole calls, and each operator's time in every call, operator after operator."""
+        return {
+            "wall_s": self.wall_s,
+            "cpu_s": self.cpu_s,
+            "profiled_wall_s": self.profiled_wall_s,
+            "speedometer_cpu_s": self.speedometer_cpu_s,
+            "operators_s": tuple(protocol.pooled(layer.samples_s) for layer in self.table.layers),
+        }
+
+
+Ask = Callable[..., Mapping[str, Any]]
+
+
+def measure(
+    candidate: Candidate,
+    places: Sequence[Place],
+    *,
+    runtime: str = "ort",
+    threads: int = 1,
+    processes: int = PROCESSES,
+    calls: int = CALLS,
+    on_progress: Progress | None = None,
+    ask: Ask = tasks.ask,
+) -> OpTimes:
+    """The operators of one net, over several processes, plain and profiled calls in turn.
+
+    Raises BblabError for a runtime that cannot tell, RunError where the net cannot be converted or a process fails.
+    """
+    engine = runtimes.find(runtime)
+    if not runtimes.can_profile(engine):
+        able = ", ".join(n for n in runtimes.names() if runtimes.can_profile(runtimes.find(n)))
+        raise BblabError(f"{runtime} does not tell the times of its operators", hint=f"these do: {able}")
+    tell = on_progress or (lambda done, total, seconds_left, text: None)
+    if not models.is_remembered(candidate, engine):
+        tell(0, processes, None, f"converting {candidate.label} for {runtime}")
+    model = models.converted(candidate, engine)
+    before = conditions.read()
+    answers: list[Mapping[str, Any]] = []
+    notes: list[str] = []
+    began = time.monotonic()
+    try:
+        for number in range(processes):
+            spent = time.monotonic() - began
+            left = spent / number * (processes - number) if number else None
+            tell(number, processes, left, f"{candidate.label}: operators, process {number + 1} of {processes}")
+            request = {
+                "runtime": runtime,
+                "path": str(model.path),
+                "input": [1, *candidate.input],
+                "threads": threads,
+                "calls": calls,
+                "warmups": WARMUPS,
+                "seed": number,
+            }
+            answers.append(ask("bblab.latency.opworker", request, limit_s=LIMIT_S, threads=threads))
+    except KeyboardInterrupt:
+        if not answers:
+            raise
+        notes.append(f"stopped by hand after {len(answers)} of {processes} processes")
+    first = answers[0]
+    overhead = protocol.quantile([a["overhead_s"] for a in answers], 0.5)
+    layers, raw_sum = _joined(answers, overhead)
+    if any(len(a["layers"]) != len(first["layers"]) for a in answers):
+        notes.append("processes ran different operators: those that all of them ran are shown with all their times")
+    return OpTimes(
+        candidate,
+        runtime,
+        first["runtime_version"],
+        first["precision"],
+        threads,
+        tabulate(layers, places),
+        raw_sum,
+        overhead,
+        tuple(tuple(a["wall_s"]) for a in answers),
+        tuple(tuple(a["cpu_s"]) for a in answers),
+        tuple(tuple(a["profiled_wall_s"]) for a in answers),
+        tuple(tuple(a["speedometer_cpu_s"]) for a in answers),
+        model.sha256,
+        model.rel_error,
+        uuid.uuid4().hex,
+        before,
+        conditions.read(),
+        tuple(notes),
+    )
+
+
+def _joined(answers: Sequence[Mapping[str, Any]], overhead_s: float) -> tuple[list[Layer], float]:
+    """Each operator's times in all processes: the same place of the same module and type is the same operator.
+
+    Its name may change: a runtime numbers the operators that move data anew in every process.
+    """
+    order: list[tuple[str, str, int]] = []
+    found: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
+    for answer in answers:
+        seen: dict[tuple[str, str], int] = {}
+        for layer in answer["layers"]:
+            at = (layer["module"], layer["op"])
+            seen[at] = seen.get(at, -1) + 1
+            key = (*at, seen[at])
+            if key not in found:
+                order.append(key)
+            found.setdefault(key, []).append(layer)
+    layers, raw_sum = [], 0.0
+    for key in order:
+        members = found[key]
+        samples = tuple(tuple(m["seconds"]) for m in members)
+        about = {name: members[0][name] for name in ("op", "module", "told_by", "kernel")}
+        layers.append(summed_up(members[0]["name"], samples, overhead_s=overhead_s, **about))
+        raw_sum += protocol.quantile(protocol.pooled(samples), 0.5)
+    return layers, raw_sum

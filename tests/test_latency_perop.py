@@ -1,0 +1,349 @@
+"""Operators brought home to the rows of a spec, whatever a runtime calls them, and nothing lost on the way."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bblab import reports
+from bblab.errors import BblabError, RunError
+from bblab.lab import Lab, benching
+from bblab.latency import perop, runtimes, tasks
+from bblab.latency.perop import NOWHERE, Layer, Place, layers_of, ncnn_modules, place_of, tabulate
+from bblab.latency.runtimes import openvino, ort
+from bblab.store import Store
+
+PLACES = [
+    Place("s2", "s2.0", "s2.0", "conv", macs=4_000_000),
+    Place("s4", "s4.0", "s4.0", "dwsep", macs=1_000_000),
+    Place("s4", "s4.1", "s4.1", "dwsep", macs=1_000_000),
+    Place("s4", "s4.10", "s4.10", "dwsep"),
+]
+
+
+# Names ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scope", "module"),
+    [
+        ("/s8/s8.0/point/conv/Conv_output_0_nchwc", "s8.0.point.conv.Conv_output_0_nchwc"),
+        ("fused /s8/s8.0/se/reduce/Gemm", "s8.0.se.reduce.Gemm"),
+        ("/net/blocks/blocks.0/blocks.0.0/conv_pw/Conv", "net.blocks.0.0.conv_pw.Conv"),
+        ("/stem/stem.0/act/Mul/QuickGeluFusion/", "stem.0.act.Mul.QuickGeluFusion"),
+    ],
+)
+def test_a_scoped_name_is_the_path_of_its_module(scope: str, module: str) -> None:
+    assert runtimes.module_path(scope) == module
+
+
+def test_a_place_is_found_by_whole_words() -> None:
+    assert [place_of(m, PLACES) for m in ("s4.1.conv", "s4.10.conv", "s4.1", "s4.11.conv", "", "x")] == [
+        PLACES[2], PLACES[3], PLACES[2], None, None, None
+    ]  # fmt: skip
+
+
+def node(name: str, op: str, inputs: list[str], outputs: list[str]) -> Any:
+    return SimpleNamespace(name=name, op_type=op, input=inputs, output=outputs)
+
+
+def test_nodes_without_a_name_are_told_by_what_they_write_or_whose_data_they_move() -> None:
+    graph = SimpleNamespace(
+        node=[
+            node("ReorderInput", "ReorderInput", ["input"], ["t0"]),  # in front: belongs to who reads it
+            node("/s2/s2.0/conv/Conv_output_0_nchwc", "Conv", ["t0", "w"], ["t1"]),
+            node("ReorderOutput_token_3", "ReorderOutput", ["t1"], ["/s2/s2.0/conv/Conv_output_0"]),
+            node("", "HardSigmoid", ["/s2/s2.0/conv/Conv_output_0"], ["_inl_HS"]),
+            node("", "Mul", ["_inl_HS"], ["/s4/s4.0/act/HardSwish_output_0"]),
+            node("odd", "Shape", ["elsewhere"], ["out"]),
+        ]
+    )
+    found = ort.origins(graph)
+    assert [(module, told) for _, module, told in found] == [
+        ("s2.0.conv.Conv_output_0_nchwc", "neighbour"),
+        ("s2.0.conv.Conv_output_0_nchwc", "name"),
+        ("s2.0.conv.Conv_output_0", "output"),
+        ("s2.0.conv.Conv_output_0", "neighbour"),
+        ("s4.0.act.HardSwish_output_0", "output"),
+        ("", ""),
+    ]
+    assert found[3][0] == "(HardSigmoid)"
+
+
+def test_events_of_a_profile_are_added_up_run_by_run() -> None:
+    def event(name: str, ts: int, dur: int, cat: str = "Node") -> dict[str, Any]:
+        return {"name": name, "ts": ts, "dur": dur, "cat": cat, "args": {"op_name": "Conv"}}
+
+    events = [
+        event("model_loading_uri", 0, 9, "Session"),
+        event("model_run", 100, 50, "Session"),
+        event("n1_kernel_time", 101, 10),
+        event("n0_kernel_time", 120, 20),
+        event("n0_fence_before", 119, 1),
+        event("model_run", 200, 50, "Session"),
+        event("n1_kernel_time", 201, 12),
+        event("n0_kernel_time", 220, 20),
+        event("n0_kernel_time", 245, 2),  # in a loop: twice in one run
+    ]
+    found = ort.layer_times(events, [("zero", "s4.0", "name"), ("one", "s2.0", "name")])
+    assert [(a.name, [round(s * 1e6) for s in a.seconds]) for a in found] == [("one", [10, 12]), ("zero", [20, 22])]
+
+
+def test_openvino_counters_keep_kernels_and_skip_what_did_not_run() -> None:
+    us = lambda n: timedelta(microseconds=n)  # noqa: E731
+    run = [
+        ("input_abcd_acdb_/s2/s2.0/conv/Conv", "Reorder", "reorder_f32", "Status.EXECUTED", us(5)),
+        ("/s2/s2.0/conv/Conv", "Convolution", "jit_f32", "Status.EXECUTED", us(20)),
+        ("/s4/s4.0/act/Relu", "Relu", "undef", "Status.NOT_RUN", us(0)),
+        ("257", "Subgraph", "jit_f32", "Status.EXECUTED", us(3)),
+    ]
+    found = openvino.layer_times([run, run])
+    assert [(a.op, a.module, a.told_by, a.kernel) for a in found] == [
+        ("Reorder", "s2.0.conv.Conv", "neighbour", "reorder_f32"),
+        ("Convolution", "s2.0.conv.Conv", "name", "jit_f32"),
+        ("Subgraph", "s2.0.conv.Conv", "neighbour", "jit_f32"),
+    ]
+    assert found[1].seconds == pytest.approx((20e-6, 20e-6))
+
+
+PARAM = """7767517
+6 6
+Input            in0       0 1 in0
+Convolution      conv_0    1 1 in0 1 0=16 6=432
+HardSwish        hswish_1  1 1 1 2 0=0.1
+InnerProduct     fcrelu_0  1 1 2 3 0=8 1=1 2=128 9=1
+Convolution      conv_9    1 1 3 4 0=16 6=99
+ConvolutionDepthWise convdw_0 1 1 4 5 0=16 6=144
+"""
+
+
+def test_ncnn_layers_are_matched_by_their_weights() -> None:
+    # 3x3x3x16 = 432, 16x8 = 128, 3x3x16 = 144; 99 weights are nobody's
+    found = ncnn_modules(PARAM, [("s2.0.conv", 432), ("s4.0.se.reduce", 128), ("s4.1.depth", 144)])
+    assert found == {
+        "conv_0": "s2.0.conv", "hswish_1": "s2.0.conv", "fcrelu_0": "s4.0.se.reduce", "conv_9": "",
+        "convdw_0": "s4.1.depth",
+    }  # fmt: skip
+
+
+def test_a_runners_lines_become_the_same_table() -> None:
+    lines = [("conv_0", 4e-6), ("odd_1", 1e-6), ("conv_0", 6e-6), ("odd_1", 1e-6), ("conv_0", 5e-6)]
+    table = tabulate(layers_of(lines, {"conv_0": "s2.0"}), PLACES)
+    assert [(r.name, r.seconds) for r in table.rows if r.count] == [
+        ("s2.0", pytest.approx(5e-6)), (NOWHERE, pytest.approx(1e-6))
+    ]  # fmt: skip
+
+
+# The table ------------------------------------------------------------------------------------------------------
+
+
+def layers() -> list[Layer]:
+    return [
+        Layer("a", 2e-3, "Conv", "s2.0.conv"),
+        Layer("b", 1e-3, "Conv", "s4.0.depth"),
+        Layer("c", 0.5e-3, "Relu", "s4.1.act"),
+        Layer("d", 0.5e-3, "Cast", ""),
+    ]
+
+
+def test_nothing_is_dropped_and_shares_add_up() -> None:
+    table = tabulate(layers(), PLACES)
+    assert table.sum_s == pytest.approx(4e-3)
+    for parts in (table.stages, table.rows, table.ops):
+        assert sum(p.seconds for p in parts) == pytest.approx(4e-3)
+        assert sum(p.share for p in parts) == pytest.approx(1)
+        assert sum(p.count for p in parts) == 4
+    assert [p.name for p in table.stages] == ["s2", "s4", NOWHERE]
+    assert [p.name for p in table.ops] == ["Conv", "Relu", "Cast"]
+    assert [layer.name for layer in table.unmapped] == ["d"]
+    assert table.stages[0].macs_per_s == pytest.approx(2e9)  # 4 M in 2 ms
+    assert table.stages[1].macs == 2_000_000
+
+
+def test_what_the_profile_costs_is_taken_off_each_operator_but_never_below_nothing() -> None:
+    layer = perop.summed_up("x", ((3e-6, 5e-6), (4e-6,)), overhead_s=2e-6)
+    assert (layer.seconds, layer.low_s) == (pytest.approx(2e-6), pytest.approx(1.2e-6))  # median 4, p10 3.2
+    assert perop.summed_up("x", ((1e-6,),), overhead_s=2e-6).seconds == 0
+
+
+# Measuring ------------------------------------------------------------------------------------------------------
+
+
+def answer(names: tuple[str, str] = ("a", "Reorder_token_1")) -> dict[str, Any]:
+    return {
+        "overhead_s": 1e-6,
+        "runtime_version": "1.32.0",
+        "precision": "float32",
+        "wall_s": [10e-3, 11e-3, 12e-3],
+        "cpu_s": [10e-3, 10.9e-3, 11.9e-3],
+        "profiled_wall_s": [13e-3, 13e-3, 13e-3],
+        "profiled_cpu_s": [13e-3, 13e-3, 13e-3],
+        "speedometer_cpu_s": [3e-3] * 3,
+        "layers": [
+            {"name": names[0], "op": "Conv", "module": "stem.0.conv", "told_by": "name", "kernel": "",
+             "seconds": [8e-3, 8e-3, 9e-3]},
+            {"name": names[1], "op": "Reorder", "module": "stage1.0.x", "told_by": "neighbour", "kernel": "",
+             "seconds": [2e-3, 2e-3, 2e-3]},
+            {"name": "lost", "op": "Shape", "module": "", "told_by": "", "kernel": "", "seconds": [1e-4] * 3},
+        ],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
+    """Measuring processes that answer at once, and what they were asked."""
+    from bblab.latency import models
+    from bblab.latency.models import Model
+
+    monkeypatch.setattr(models, "is_remembered", lambda *_: True)
+    monkeypatch.setattr(models, "converted", lambda c, r: Model(Path("net.x"), "sha", 10, 1e-7))
+    seen: list[Mapping[str, Any]] = []
+
+    def ask(module: str, request: Mapping[str, Any], **_: Any) -> dict[str, Any]:
+        seen.append(request)
+        return answer(("a", f"Reorder_token_{len(seen)}"))
+
+    monkeypatch.setattr(perop.measure, "__kwdefaults__", {**(perop.measure.__kwdefaults__ or {}), "ask": ask})
+    return seen
+
+
+def test_operators_of_several_processes_are_one_although_they_are_numbered_anew(
+    asked: list[Any], bblab: Callable[..., Any]
+) -> None:
+    done = bblab("bench", "nanotrack", "--per-op", "--json", "-")
+    row = json.loads(done.out)["operators"][0]
+    assert len(asked) == perop.PROCESSES
+    assert [o["name"] for o in row["operators"]] == ["a", "Reorder_token_1", "lost"]
+    assert row["operators"][0]["median_s"] == pytest.approx(8e-3 - 1e-6)
+    assert row["sum_as_profiled_s"] == pytest.approx(10.1e-3)
+    assert row["sum_over_whole"] == pytest.approx((10.1e-3 - 3e-6) / 11e-3)
+    assert (row["unmapped"], row["rows"][-1]["name"]) == (["lost"], NOWHERE)
+
+
+def test_a_person_reads_rows_operators_the_sum_and_what_was_not_mapped(
+    asked: list[Any], bblab: Callable[..., Any]
+) -> None:
+    done = bblab("bench", "nanotrack", "--per-op")
+    assert done.code == 0
+    assert "sum of 3 operators 10.097 ms (10.100 as profiled, which adds 1.0 us to each; 91.8% of the whole" in done.out
+    assert "not mapped to a row (0.099 ms): lost" in done.out
+    assert "1 operators that only move data (19.8%)" in done.out
+    assert "stored as run 1" in done.out
+    with Store.open(Lab().store_path, read_only=True) as store:
+        run = store.runs(kind="operators")[0]
+        assert (run.name, run.inputs["runtime"]) == ("nanotrack", "ort")
+        # every sample: 3 processes x 3 calls of 3 operators
+        assert len(store.samples(run.id)["operators_s"]) == 27
+
+
+def test_parts_that_do_not_add_up_are_said_so() -> None:
+    row = {
+        "label": "x deploy", "runtime": "ort", "runtime_version": "1", "precision": "float32", "threads": 1,
+        "input": [3, 9, 9], "processes": 1, "calls": 3, "profile_adds_s_an_operator": 0.0, "sum_as_profiled_s": 1.0,
+        "sum_over_whole": 0.5, "whole_s": 2.0, "whole_cpu_p50_s": 1.9, "wall_over_cpu": 1.0, "notes": [],
+        **tabulate([Layer("a", 1.0, "Conv", "s2.0")], PLACES).to_json(),
+    }  # fmt: skip
+    page = reports.find("per_op", Lab().rooms)([row])
+    assert any("DO NOT ADD UP" in note for note in page.notes)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--per-op"], "of which net?"),
+        (["nanotrack", "--per-op", "--runtime", "torch"], "torch does not tell the times of its operators"),
+        (["nanotrack", "--per-op", "--fps", "30"], "--fps has no meaning with --per-op"),
+        (["nanotrack", "--per-op", "--device", "adb:x"], "on the host only"),
+        ([], "no spec is named"),
+    ],
+)
+def test_wrong_questions_are_refused_before_anything_runs(
+    asked: list[Any], bblab: Callable[..., Any], words: list[str], said: str
+) -> None:
+    done = bblab("bench", *words)
+    assert (done.code, asked) == (2, [])
+    assert said in done.err
+
+
+# The process ----------------------------------------------------------------------------------------------------
+
+
+def run_task(code: str, tmp_path: Path, **how: Any) -> dict[str, Any]:
+    script = tmp_path / "task.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nfrom bblab.latency.tasks import main\n"
+        "raise SystemExit(main('asked_module'))\n"
+    )
+    (tmp_path / "asked_module.py").write_text(code)
+    return tasks.ask("asked_module", {"x": 2}, limit_s=how.pop("limit_s", 30), command=(sys.executable, str(script)))
+
+
+def test_a_process_answers_whatever_it_prints(tmp_path: Path) -> None:
+    code = "import os\ndef answer(r):\n    print('noise'); os.system('echo more noise')\n    return {'y': r['x'] + 1}\n"
+    assert run_task(code, tmp_path) == {"y": 3}
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("raise ValueError('so it is')", "failed: ValueError: so it is"),
+        ("import os; os._exit(3)", "ended with code 3"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "out of memory"),
+        ("return {'y': float('nan')}", "ended with code"),
+    ],
+)
+def test_a_process_that_fails_is_told_with_its_last_words(tmp_path: Path, body: str, said: str) -> None:
+    with pytest.raises(RunError, match=said):
+        run_task(f"def answer(r):\n    {body}\n", tmp_path)
+
+
+def test_a_process_that_hangs_is_ended(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="longer than 2 s"):
+        run_task("import time\ndef answer(r):\n    time.sleep(60)\n", tmp_path, limit_s=2)
+
+
+# For real -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("runtime", ["ort", "openvino"])
+def test_a_real_net_is_mapped_whole(lab: Path, runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip({"ort": "onnxruntime"}.get(runtime, runtime))
+    monkeypatch.setattr(
+        perop.measure, "__kwdefaults__", {**(perop.measure.__kwdefaults__ or {}), "processes": 1, "calls": 5}
+    )
+    done = Lab().per_op(["nanotrack"], size=63, runtimes=[runtime])
+    (row,) = done.rows
+    assert row["unmapped"] == []
+    # stem, one unit of stage 1, two of stage 2, five of stage 3: every one of them took time
+    assert [r["name"] for r in row["rows"]] == [
+        "stem.0", "stage1.0", "stage2.0", "stage2.1", *(f"stage3.{i}" for i in range(5))
+    ]  # fmt: skip
+    assert all(r["seconds"] > 0 and r["macs"] for r in row["rows"])
+    convolutions = [o for o in row["operators"] if "Conv" in o["op"]]
+    assert len(convolutions) == 1 + 2 + 3 + 3 + 5 * 3  # the first unit does not widen
+    assert {o["stage"] for o in convolutions} == {"stem", "stage1", "stage2", "stage3"}
+
+
+@pytest.mark.slow
+def test_a_librarys_net_is_divided_by_its_own_modules(lab: Path) -> None:
+    pytest.importorskip("timm")
+    opened = Lab()
+    found = benching.places(opened, opened.spec("timm:mobilenetv3_small_050@s16"), "deploy", (3, 255, 255))
+    assert found[0].stage == "s2"
+    assert {"blocks.1.0", "blocks.3.1"} <= {p.row for p in found}
+    assert all(p.module.startswith("net.") for p in found)
+    assert sum(p.macs for p in found) == pytest.approx(
+        opened.analyst.cost(opened.spec("timm:mobilenetv3_small_050@s16"), "deploy", (255, 255)).macs_backbone
+    )
+
+
+def test_an_unknown_spec_is_refused(lab: Path) -> None:
+    with pytest.raises(BblabError):
+        Lab().per_op(["no_such_net"])
