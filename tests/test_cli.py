@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from bblab.cli import app
+from bblab import cli
+from bblab.cli.commands import ABOUT
 from bblab.errors import BblabError, RunError, SpecError
 from bblab.lab import Lab, Partial, as_json
 from bblab.rooms import Rooms
 
-COMMANDS = sorted(c.name or c.callback.__name__ for c in app.registered_commands if c.callback is not None)
+COMMANDS = sorted(ABOUT)
 NET = "stages: {stem: {block: conv, out: 8, stride: 2}, a: {block: conv, out: 16, stride: 2}}\n"
 
 
@@ -36,6 +37,12 @@ def profiled(bblab: Callable[..., Any], spec_file: Callable[..., Path]) -> Path:
 
 def test_the_first_commands_are_there() -> None:
     assert set(COMMANDS) >= {"profile", "check", "specs", "blocks", "new", "recipes", "runs", "show", "find", "diff"}
+
+
+def test_every_file_with_a_command_is_listed() -> None:
+    files = Path(cli.__file__).parent.glob("*.py")
+    having = {path.stem.removesuffix("_") for path in files if "\ndef register(" in path.read_text()}
+    assert having == set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

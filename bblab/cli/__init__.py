@@ -12,11 +12,12 @@ from contextlib import contextmanager, suppress
 
 import typer
 
-from bblab.cli import bench, blocks, check, diff, duel, find, import_, new, profile, recipes, runs, show, specs
+from bblab.cli.commands import Commands
 from bblab.errors import BblabError, RunError
 
 app = typer.Typer(
     name="bblab",
+    cls=Commands,
     help="Declare a tracker backbone as a spec; know its cost, geometry and latency before training it.",
     epilog="Start with: bblab specs · bblab profile mobileone_k5_se · bblab new mine --like mobileone_s0",
     no_args_is_help=True,
@@ -24,8 +25,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (profile, check, bench, duel, specs, blocks, new, recipes, runs, show, find, diff, import_):
-    module.register(app)
 
 
 def _version(asked: bool) -> None:
