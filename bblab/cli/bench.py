@@ -51,6 +51,13 @@ def bench(
     per_op: Annotated[
         bool, typer.Option("--per-op", help="Where each net's time goes: its rows and operators, and their sum.")
     ] = False,
+    blocks: Annotated[
+        str | None,
+        typer.Option("--blocks", metavar="GRID", help="Single blocks: 'kind=mobileone,kernel=3|5,width=64,size=32'."),
+    ] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Each net beside the sum of its blocks, and that sum's error.")
+    ] = False,
     csv: Annotated[str | None, typer.Option("--csv", metavar="FILE|-", help="Write the table as CSV.")] = None,
     json: common.JsonOption = None,
     lab: common.LabOption = None,
@@ -66,13 +73,19 @@ def bench(
     if json == "-" and csv == "-":
         raise BblabError("--json - and --csv - both want stdout", hint="give one of them a file")
     machine = "-" in (json, csv)
-    asked = {"--per-op": per_op}
+    asked = {"--per-op": per_op, "--blocks": blocks, "--estimate": estimate}
     mode = bench_parts.one_mode(asked, specs, device=device, fps=fps, reference=reference, budget=budget)
     opened = common.open_lab(lab)
     how = bench_parts.How(opened, machine, json, csv)
     if mode == "--per-op":
         return bench_parts.per_op(
             how, specs or [], edits or [], names(runtime), counts(threads), forms(form), pixels(size)
+        )
+    if mode == "--blocks":
+        return bench_parts.blocks(how, blocks or "", names(runtime), counts(threads), forms(form), budget)
+    if mode == "--estimate":
+        return bench_parts.estimate(
+            how, specs or [], edits or [], names(runtime), counts(threads), forms(form), pixels(size), budget
         )
     specs = specs or []
     plan = Plan(max_processes=11) if budget is None else Plan(max_processes=100, budget_s=budget)

@@ -1,4 +1,4 @@
-"""What `bblab bench` measures inside or beside whole nets: --per-op."""
+"""What `bblab bench` measures inside or beside whole nets: --per-op, --blocks, --estimate."""
 
 from __future__ import annotations
 
@@ -46,7 +46,11 @@ def one_mode(
         raise BblabError(f"{mode} of which net?", hint=f"for example: bblab bench mobileone_k5_se {mode}")
     if device != "host":
         raise BblabError(f"{mode} is measured on the host only, not on {device}", hint="leave --device out")
-    useless = {"--per-op": {"--fps": fps, "--reference": reference, "--budget": budget}}
+    useless: dict[str, dict[str, object]] = {
+        "--per-op": {"--fps": fps, "--reference": reference, "--budget": budget},
+        "--blocks": {"--fps": fps, "--reference": reference, "a spec": specs or None},
+        "--estimate": {"--fps": fps, "--reference": reference},
+    }
     for option, value in useless.get(mode, {}).items():
         if value is not None:
             raise BblabError(f"{option} has no meaning with {mode}", hint="leave it out")
@@ -79,6 +83,75 @@ def _after_operators(how: How, done: Measured) -> str:
     info = how.lab.kinds.get(kind)
     kernels = ",kernel=3|5" if info is not None and info.param("kernel") else ""
     return f"bblab bench --blocks 'kind={kind}{kernels},width=64,size=32'"
+
+
+def blocks(
+    how: How, grid: str, runtimes: Sequence[str], threads: Sequence[int], forms: Any, budget: float | None
+) -> None:
+    with common.progress_bar(quiet=how.machine) as tell:
+        done, compared = how.lab.bench_blocks(
+            grid, runtimes=runtimes, threads=threads, form=_one_form(forms), budget=budget, on_progress=tell
+        )
+    show(how, done, ("blocks",), "blocks", {"comparisons": compared})
+    if not how.machine and compared:
+        out = common.console()
+        many = len({(c["runtime"], c["threads"]) for c in compared}) > 1
+        for c in compared:
+            where = f"{c['runtime']}, {c['threads']} thread{'s' * (c['threads'] > 1)}: " if many else ""
+            style = "yellow" if c["verdict"] in ("cannot tell", "too small to measure") else "bold"
+            out.print(f"{where}{_compared(c)}", style=style, markup=False, soft_wrap=True)
+        out.print()
+    finish(how, done, "bblab bench NET --estimate: whole nets from their blocks")
+
+
+def _compared(c: Mapping[str, Any]) -> str:
+    """kernel 5 against 3 (kind mobileone, width 64, size 32): 1.21 x [1.17, 1.25], slower"""
+    text = f"{c['key']} {c['second']} against {c['first']} ({c['rest']}): "
+    if c["ratio"] is None:
+        return text + c["verdict"]
+    return text + f"{c['ratio']:.3f} × [{c['ratio_low']:.3f}, {c['ratio_high']:.3f}], {c['verdict']}"
+
+
+def _one_form(forms: Any) -> Any:
+    if len(forms) > 1:
+        raise BblabError("--form both", hint="blocks are timed in one form: deploy (the default) or train")
+    return forms[0]
+
+
+def estimate(
+    how: How,
+    specs: Sequence[str],
+    edits: Sequence[str],
+    runtimes: Sequence[str],
+    threads: Sequence[int],
+    forms: Any,
+    size: str | int,
+    budget: float | None,
+) -> None:
+    with common.progress_bar(quiet=how.machine) as tell:
+        done, accuracy = how.lab.bench_estimate(
+            specs, edits=edits, runtimes=runtimes, threads=threads, form=_one_form(forms), size=size, budget=budget,
+            on_progress=tell,
+        )  # fmt: skip
+    show(how, done, ("estimates",), "estimates", {"accuracy": accuracy})
+    if not how.machine:
+        for a in accuracy:
+            common.console().print(_accuracy(a), style="bold", markup=False, soft_wrap=True)
+    finish(how, done, f"bblab bench {specs[0]} --per-op")
+
+
+def _accuracy(a: Mapping[str, Any]) -> str:
+    where = f"{a['runtime']}, {a['threads']} thread{'s' * (a['threads'] > 1)}: "
+    if a["nets"] < 2:
+        return f"{where}the sum of the blocks is off the net by {a['mean_error']:+.1%}; one net says little of others"
+    order = "every pair in the right order"
+    if a["pairs_turned"]:
+        pairs = "; ".join(f"{x} and {y}" for x, y in a["pairs_turned"])
+        order = f"{len(a['pairs_turned'])} of {a['pairs']} pairs in the wrong order: {pairs}"
+    return (
+        f"{where}over {a['nets']} nets the sum of the blocks is off by {a['mean_error']:+.1%} on average, "
+        f"sd {a['sd_error']:.1%}, at worst {a['worst_error']:+.1%}; {order}"
+    )
 
 
 def show(how: How, done: Measured, names: Sequence[str], key: str, extra: Mapping[str, Any] | None = None) -> None:

@@ -795,6 +795,20 @@ class Lab:
 
         return benching.per_op(self, references, **how)
 
+    @_to_stderr
+    def bench_blocks(self, grid: str, **how: Any) -> tuple[Measured, list[dict[str, Any]]]:
+        """A table of single blocks, and which of two neighbouring choices is slower; see `blocktables.blocks`."""
+        from bblab.lab import blocktables
+
+        return blocktables.blocks(self, grid, **how)
+
+    @_to_stderr
+    def bench_estimate(self, references: Sequence[str | ArchSpec], **how: Any) -> tuple[Measured, list[dict[str, Any]]]:
+        """Nets measured whole and as sums of their blocks, and how the sums err; see `blocktables.estimate`."""
+        from bblab.lab import blocktables
+
+        return blocktables.estimate(self, references, **how)
+
     # ------------------------------------------------------------------------------------------ weights
 
     def import_weights(
