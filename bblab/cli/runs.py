@@ -58,6 +58,16 @@ def headline(run: Any) -> str:
     if run.kind == "profile" and "forms" in r:
         deploy = r["forms"]["deploy"]
         return f"{common.si(deploy['params'])} params, {common.si(deploy['macs'])} MACs (deploy)"
+    if run.kind == "tracker_score" and r.get("value") is not None:
+        way = {True: " (higher is better)", False: " (lower is better)"}.get(r.get("higher_is_better"), "")
+        at = "" if r.get("epoch") is None else f", epoch {r['epoch']}"
+        return f"{r.get('metric')} {r['value']:g}{way}{at}"
+    if run.kind == "tracker_training" and r.get("curve"):
+        last = next((p for p in reversed(r["curve"]) if p.get("is_complete")), r["curve"][-1])
+        name = r.get("total") or next(iter(r.get("names") or []), None)
+        value = last.get(name)
+        said = "" if name is None else f", {name} {'no number' if value is None else common.digits(value, 4)}"
+        return f"{i.get('trainer')} log, epoch {last['epoch']}{said}"
     return ""
 
 

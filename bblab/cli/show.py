@@ -43,10 +43,17 @@ def show(
     from bblab.cli import tables
 
     for title, value in (("inputs", run.inputs), ("result", run.result)):
+        lists = {key: rows for key, rows in value.items() if _is_table(rows)}
         drawn = tables.plain([(title, "left"), ("", "left")])
-        for path, leaf in _leaves(value):
+        for path, leaf in _leaves({key: item for key, item in value.items() if key not in lists}):
             drawn.add_row(path, leaf)
         out.print(drawn)
+        for key, rows in lists.items():
+            keys = list(rows[0])
+            drawn = tables.plain([(key, "right"), *((name, "right") for name in keys)])
+            for i, row in enumerate(rows):
+                drawn.add_row(f"[{i}]", *("–" if row[name] is None else str(row[name]) for name in keys))
+            tables.print_whole(drawn, out)
     if series:
         listing = ", ".join(f"{name} ({len(values)})" for name, values in series.items())
         out.print(
@@ -56,6 +63,14 @@ def show(
             for name, values in series.items():
                 out.print(f"{name}: " + " ".join(f"{v:.6g}" for v in values), markup=False, soft_wrap=True)
     out.print(f"next: bblab diff {run.id} ANOTHER", style="dim", markup=False)
+
+
+def _is_table(value: Any) -> bool:
+    """A list of objects with the same plain values, such as a training's epochs: one line each reads better."""
+    if not isinstance(value, list) or len(value) < 3 or not all(isinstance(row, dict) and row for row in value):
+        return False
+    keys = list(value[0])
+    return all(list(row) == keys and not any(isinstance(v, (dict, list)) for v in row.values()) for row in value)
 
 
 def _leaves(value: Any, path: str = "") -> list[tuple[str, str]]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bblab.lab.benching import Measured
+    from bblab.lab.recording import Recorded
     from bblab.latency import Candidate, Outcome, Plan, Race, Timing, Verdict
     from bblab.weights import Imported
 
@@ -857,6 +858,13 @@ class Lab:
                 spec_text=spec.canonical,
             )
         return replace(found, run_id=run_id)
+
+    @_to_stderr
+    def record(self, reference: str | ArchSpec, **what: Any) -> Recorded:
+        """Store a training and scores from outside; see `recording.record`."""
+        from bblab.lab import recording
+
+        return recording.record(self, reference, **what)
 
     # ------------------------------------------------------------------------------------------ the notebook
 

@@ -6,5 +6,6 @@ Importing this room does not import torch, so that a trainer's script may load i
 from __future__ import annotations
 
 from bblab.tracking.freeze import Freezing, freeze, unfreeze
+from bblab.tracking.published import PublishedScore, PublishedSpeed, published
 
-__all__ = ["Freezing", "freeze", "unfreeze"]
+__all__ = ["Freezing", "PublishedScore", "PublishedSpeed", "freeze", "published", "unfreeze"]
