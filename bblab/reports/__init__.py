@@ -1,7 +1,8 @@
 """Reports: pure functions from stored rows to a `Page`; drawing is apart. Finds the report files of the rooms.
 
-A report is a file in `reports/` with one function under `@report("name")`. It takes profiles (or other rows) as the
-plain data of `--json` and returns a Page; the command line, notebooks and files draw the same Page.
+A report is a file in `reports/`. A function under `@report("name")` takes profiles (or other rows) as the plain data of
+`--json`: what a command has just measured. One under `@notebook_report("name")` takes `Stored` rows and `Options`: what
+the lab's notebook holds, for `bblab report NAME`. Both return a Page; the command line and files draw the same Page.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any, Literal
 
 from bblab.catalogue import Catalogue
 from bblab.errors import BblabError
+from bblab.reports.charts import Chart
+from bblab.reports.stored import Stored
 from bblab.rooms import Rooms, room
 
 # In a checkout the report files lie in the room; in a wheel they lie beside this file.
@@ -25,6 +28,21 @@ __path__ = [str(Path(__file__).parent), str(room("reports"))]
 
 Cell = str | int | float | None
 Align = Literal["left", "right"]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `bblab report` was asked for; each report takes what concerns it.
+
+    `against` is the cost axis, `accuracy` a metric ("" takes the best that is there), `names` the specs asked for.
+    """
+
+    against: str = "latency"
+    accuracy: str = ""
+    budget_s: float | None = None
+    with_published: bool = False
+    lang: str = "en"
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +73,41 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a report says: a title, a table, and notes under it."""
+    """What a report says: a title, a table, notes under it; of the notebook's reports also charts and further tables.
+
+    `sources` are the footnotes of the tables: (mark, text). `details` are texts by spec_id that a click may open.
+    """
 
     title: str
     table: Table
     notes: tuple[str, ...] = field(default=())
+    charts: tuple[Chart, ...] = field(default=())
+    sections: tuple[tuple[str, Table], ...] = field(default=())
+    sources: tuple[tuple[str, str], ...] = field(default=())
+    details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    heading: str = ""
+    about: tuple[str, ...] = field(default=())
 
 
 Report = Callable[[Sequence[Mapping[str, Any]]], Page]
 REPORTS: Catalogue[Report] = Catalogue("report")
 report = REPORTS
 
+NotebookReport = Callable[[Stored, Options], Page]
+NOTEBOOK_REPORTS: Catalogue[NotebookReport] = Catalogue("report")
+notebook_report = NOTEBOOK_REPORTS
+
 
 def find(name: str, rooms: Rooms) -> Report:
     """The report of this name, from the built-in room or the lab's. Raises BblabError listing the near ones."""
     load_all(rooms)
     return REPORTS[name]
+
+
+def find_for_notebook(name: str, rooms: Rooms) -> NotebookReport:
+    """The report that `bblab report NAME` makes of what is stored. Raises BblabError listing the near ones."""
+    load_all(rooms)
+    return NOTEBOOK_REPORTS[name]
 
 
 def load_all(rooms: Rooms) -> list[str]:

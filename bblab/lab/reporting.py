@@ -1,0 +1,552 @@
+"""From the notebook's rows to what reports read: the only place that knows the keys of stored rows.
+
+`gather` reads, selects and completes (profiles that were never stored are computed); `write_all` draws a page into a
+folder. A row whose keys are not those expected is counted in a notice, never silently dropped.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bblab.errors import BblabError, RunError, near
+from bblab.reports.stored import (
+    AccuracyRow,
+    ProfileRow,
+    PublishedRow,
+    Scale,
+    Series,
+    Setting,
+    Stored,
+    TimingRow,
+    TrainingRow,
+)
+
+if TYPE_CHECKING:
+    from bblab.lab import Lab
+    from bblab.reports import Page
+    from bblab.store import Run, Store
+
+IMAGENET = "ImageNet-1k"
+MOST_COMPUTED = 300  # profiles that a report computes itself
+
+
+# Rows ---------------------------------------------------------------------------------------------------------------
+
+
+def timing_row(run: Run, samples: Callable[[], Mapping[str, Sequence[float]]]) -> TimingRow:
+    """A stored timing. Raises KeyError, TypeError or ValueError where it is not one."""
+    i, r = run.inputs, run.result
+    conditions = r.get("conditions") or {}
+    before, after = conditions.get("before") or {}, conditions.get("after") or {}
+    processor = r.get("processor", "cpu")
+    setting = Setting(
+        str(i["device"]), str(before.get("cpu_model") or ""), str(i["runtime"]), str(i["runtime_version"]), processor,
+        str(i["precision"]), int(i["threads"]), tuple(int(n) for n in i["input"]), int(i.get("batch") or 1),
+        None if i.get("pace_fps") is None else float(i["pace_fps"]),
+    )  # fmt: skip
+    wall = r.get("measured_wall_p50_s") or r.get("wall_p50_s")
+    time_s = wall if setting.has_wall_times and wall else r["cpu_p10_s"]
+    estimator = str(r.get("estimator", "cpu_p10"))
+    kind = "wall_s" if estimator.startswith("wall") else "cpu_s"
+    own: Series = ()
+    beside: Series = ()
+    lengths = r.get("samples_per_process") or {}
+    if lengths.get(kind) and lengths.get(f"reference_{kind}"):
+        raw = samples()
+        own = _by_process(raw.get(kind, ()), lengths[kind])
+        beside = _by_process(raw.get(f"reference_{kind}", ()), lengths[f"reference_{kind}"])
+    ratio = float(r["ratio"])
+    if not (ratio > 0 and math.isfinite(ratio)):
+        raise ValueError("the ratio is not a positive number")
+    reference = (str(i["reference"]), str(r.get("reference_form", "deploy")), tuple(r.get("reference_input") or ()))
+    return TimingRow(
+        run.id, run.created_utc, run.spec_id, run.name, str(i["form"]), setting, str(r.get("session", run.id)),
+        reference, bool(r.get("is_reference")), float(time_s), ratio, _number(r.get("ratio_low")),
+        _number(r.get("ratio_high")), estimator, bool(r.get("steady", True)), bool(r.get("is_busy")),
+        tuple(map(str, r.get("doubts") or ())), own, beside, before, after,
+    )  # fmt: skip
+
+
+def _by_process(values: Sequence[float], lengths: Sequence[int]) -> Series:
+    """The joined samples cut into processes; nothing where a value is no time."""
+    if sum(lengths) != len(values) or not all(v > 0 for v in values):
+        return ()
+    found, at = [], 0
+    for length in lengths:
+        found.append(tuple(values[at : at + length]))
+        at += length
+    return tuple(found)
+
+
+def training_rows(run: Run) -> tuple[TrainingRow, AccuracyRow | None]:
+    """A stored training run: its curve, and its accuracy where it has come to one."""
+    every = {**run.inputs, **run.result}
+    recipe = every.get("recipe")
+    name = recipe.get("name") if isinstance(recipe, Mapping) else recipe
+    data = every.get("data")
+    data_name = str((data.get("name") if isinstance(data, Mapping) else data) or "")
+    epochs = every.get("epochs")
+    seed = every.get("seed")
+    curve = tuple(point for point in (every.get("curve") or ()) if isinstance(point, Mapping) and "epoch" in point)
+    training = TrainingRow(
+        run.id, run.created_utc, run.spec_id, run.name, str(name or ""), data_name,
+        None if seed is None else int(seed), None if epochs is None else int(epochs), curve,
+    )  # fmt: skip
+    if every.get("accuracy_top1") is None and "accuracy_top1" not in every:
+        return training, None
+    value = _number(every.get("accuracy_top1"))
+    is_imagenet = data_name.lower().replace("-", "").replace("_", "") in ("imagenet", "imagenet1k", "ilsvrc2012")
+    scale = Scale("top-1", IMAGENET if is_imagenet else data_name, "val" if is_imagenet else "")
+    protocol = f"{training.recipe or 'unnamed recipe'}" + (f", {epochs} epochs" if epochs is not None else "")
+    return training, AccuracyRow(
+        run.id, run.created_utc, run.spec_id, run.name, scale, "own", protocol, math.nan if value is None else value,
+        _number(every.get("accuracy_low")), _number(every.get("accuracy_high")), training.seed,
+    )  # fmt: skip
+
+
+def score_row(run: Run) -> AccuracyRow:
+    """A stored tracker score."""
+    every = {**run.inputs, **run.result}
+    value = _number(every.get("value"))
+    scale = Scale(str(every["metric"]), "", str(every.get("split") or ""), is_share=False)
+    seed = every.get("seed")
+    return AccuracyRow(
+        run.id, run.created_utc, run.spec_id, run.name, scale, "recorded", "recorded",
+        math.nan if value is None else value, _number(every.get("low")), _number(every.get("high")),
+        None if seed is None else int(seed),
+    )  # fmt: skip
+
+
+def curve_of_log(run: Run) -> TrainingRow | None:
+    """The loss curve of an outside run's log, where one is stored with points by epoch."""
+    every = {**run.inputs, **run.result}
+    points = every.get("curve") or every.get("epochs_log") or ()
+    curve = tuple(p for p in points if isinstance(p, Mapping) and "epoch" in p) if isinstance(points, list) else ()
+    if not curve:
+        return None
+    return TrainingRow(run.id, run.created_utc, run.spec_id, run.name, "recorded", "", None, None, curve, True)
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+# Selection ----------------------------------------------------------------------------------------------------------
+
+KEYS: dict[str, Callable[[TimingRow], str]] = {
+    "device": lambda t: t.setting.device,
+    "machine": lambda t: t.setting.machine,
+    "runtime": lambda t: t.setting.runtime,
+    "version": lambda t: t.setting.runtime_version,
+    "precision": lambda t: t.setting.precision,
+    "threads": lambda t: str(t.setting.threads),
+    "size": lambda t: str(t.setting.size_px),
+    "pace": lambda t: "back-to-back" if t.setting.pace_fps is None else f"{t.setting.pace_fps:g}",
+    "form": lambda t: t.form,
+}
+NET_KEYS = ("name", "spec_id", "family")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """`device=host runtime=ort,ncnn size=255 name=mobile*`: all of the keys, any of a key's values."""
+
+    wanted: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def keeps(self, key: str, value: str) -> bool:
+        return all(_matches(value, choice) for k, choice in self.wanted if k == key)
+
+
+def parse_selection(text: str) -> Selection:
+    """Raises BblabError for what is no KEY=VALUE, and for an unknown key with the near ones."""
+    wanted = []
+    known = (*KEYS, *NET_KEYS)
+    for word in text.split():
+        key, equals, value = word.partition("=")
+        if not equals or not value:
+            raise BblabError(
+                f"--select {text!r}: {word!r} is not KEY=VALUE", hint='for example "device=host runtime=ort size=255"'
+            )
+        if key not in known:
+            raise BblabError(f"--select {text!r}: no key {key!r}", hint=near(key, known))
+        wanted.append((key, tuple(v for v in value.split(",") if v)))
+    return Selection(tuple(wanted))
+
+
+def _matches(value: str, choice: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(value.lower(), pattern.lower()) for pattern in choice)
+
+
+def _selected(stored: Stored, selection: Selection) -> Stored:
+    """What the selection leaves. Raises BblabError where a key matches nothing, with the values that there are."""
+    facts = [
+        *((r.spec_id, r.name) for r in stored.timings),
+        *((r.spec_id, r.name) for r in stored.accuracies),
+        *((r.spec_id, r.name) for r in stored.trainings),
+        *((r.spec_id, r.name) for r in stored.profiles.values()),
+    ]
+    for key, choice in selection.wanted:
+        if key in KEYS:
+            values = {KEYS[key](t) for t in stored.timings}
+        elif key == "family":
+            values = {stored.families.get(spec_id, "other") for spec_id, _ in facts}
+        else:
+            values = {spec_id if key == "spec_id" else name for spec_id, name in facts}
+        if not any(_matches(v, choice) for v in values):
+            shown = near(choice[0], values) if values else "nothing is timed yet: bblab bench"
+            raise BblabError(f"--select {key}={','.join(choice)} matches nothing", hint=shown)
+
+    def keeps(spec_id: str, name: str) -> bool:
+        family = stored.families.get(spec_id, "other")
+        return (
+            selection.keeps("name", name) and selection.keeps("spec_id", spec_id) and selection.keeps("family", family)
+        )
+
+    timings = tuple(
+        t for t in stored.timings
+        if keeps(t.spec_id, t.name) and all(selection.keeps(key, read(t)) for key, read in KEYS.items())
+    )  # fmt: skip
+    if stored.timings and not timings:
+        asked = " ".join(f"{k}={','.join(v)}" for k, v in selection.wanted)
+        there = sorted({t.setting.title for t in stored.timings})
+        raise BblabError(
+            f"--select {asked!r} matches nothing together",
+            hint="there is: " + "; ".join(there[:6]) + (f"; and {len(there) - 6} more" if len(there) > 6 else ""),
+        )
+    return replace(
+        stored,
+        timings=timings,
+        accuracies=tuple(a for a in stored.accuracies if keeps(a.spec_id, a.name)),
+        trainings=tuple(t for t in stored.trainings if keeps(t.spec_id, t.name)),
+        profiles={i: p for i, p in stored.profiles.items() if keeps(i, p.name)},
+    )
+
+
+# Gathering ----------------------------------------------------------------------------------------------------------
+
+
+def gather(
+    lab: Lab,
+    *,
+    select: str = "",
+    since: str | None = None,
+    names: Sequence[str] = (),
+    with_published: bool = False,
+) -> Stored:
+    """Everything that the selection leaves of the notebook, with published figures and missing profiles.
+
+    `names`: specs or `NAME*` patterns, by stored name. Raises BblabError for an empty notebook (what to run first), a
+    selection that is wrong or matches nothing (the near values).
+    """
+    selection = parse_selection(select)
+    odd: Counter[str] = Counter()
+    with lab.notebook(read_only=True) as store:
+        runs = store.runs(since=since)
+        if not runs and not with_published:
+            _refuse_empty(lab, store, since)
+        timings = _read(runs, "timing", lambda run: timing_row(run, lambda: store.samples(run.id)), odd)
+        trained = _read(runs, "training", training_rows, odd)
+        scores = _read(runs, "tracker_score", score_row, odd)
+        logs = [row for run in runs if run.kind in ("tracker_training", "tracker_log") and (row := curve_of_log(run))]
+        profiles: dict[str, ProfileRow] = {}
+        for run in runs:  # newest first
+            if run.kind == "profile" and run.spec_id not in profiles and "forms" in run.result:
+                profiles[run.spec_id] = ProfileRow(run.id, run.spec_id, run.name, run.result)
+        accuracies = [*(a for _, a in trained if a is not None), *scores]
+        known = {
+            r.spec_id: r.name for rows in (timings, accuracies, list(profiles.values()), logs) for r in reversed(rows)
+        }
+        texts = {spec_id: store.spec_text(spec_id) or "" for spec_id in known}
+    for kind, count in odd.items():
+        lab.notices.append(f"{count} stored row(s) of kind {kind} are not as this version writes them: left out")
+    published = _zoo_accuracies(lab, known, with_published)
+    accuracies += published
+    known |= {a.spec_id: a.name for a in published}
+    _complete(lab, profiles, known)
+    stored = Stored(
+        tuple(reversed(timings)),
+        tuple(accuracies),
+        profiles,
+        tuple(reversed([*(t for t, _ in trained), *logs])),
+        tuple(_published_trackers(lab)) if with_published else (),
+        _families(lab, known, texts),
+        {spec_id: readable(text) for spec_id, text in texts.items()},
+        _about(lab, runs, select, since),
+        datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    if names:
+        stored = _named(stored, names)
+    return _selected(stored, selection)
+
+
+def _refuse_empty(lab: Lab, store: Store, since: str | None) -> None:
+    every = store.runs(limit=1)
+    if every:
+        raise BblabError(
+            f"nothing is stored since {since} in {lab.store_path}",
+            hint=f"the newest run is of {every[0].created_utc[:16].replace('T', ' ')} UTC",
+        )
+    raise BblabError(
+        f"the notebook {lab.store_path} is empty: there is nothing to report yet",
+        hint="run first: bblab bench mobileone_s0@s16 nanotrack (latency), then bblab pretrain or bblab record "
+        "(accuracy); published figures alone: bblab report --against macs --with-published",
+    )
+
+
+def _read(runs: Iterable[Run], kind: str, read: Callable[[Run], Any], odd: Counter[str]) -> list[Any]:
+    found = []
+    for run in runs:
+        if run.kind == kind:
+            try:
+                found.append(read(run))
+            except (KeyError, TypeError, ValueError, AttributeError):
+                odd[kind] += 1
+    return found
+
+
+def _named(stored: Stored, names: Sequence[str]) -> Stored:
+    there = {
+        r.name: r.spec_id
+        for rows in (stored.timings, stored.accuracies, stored.trainings, tuple(stored.profiles.values()))
+        for r in rows
+    }
+    for name in names:
+        if not any(_matches(n, [name]) or i == name for n, i in there.items()):
+            raise BblabError(f"nothing is stored about {name!r}", hint=near(name, there))
+    wanted = Selection((("name", tuple(names)),))
+    ids = {i for n, i in there.items() if wanted.keeps("name", n)} | {i for i in there.values() if i in names}
+    return replace(
+        stored,
+        timings=tuple(t for t in stored.timings if t.spec_id in ids),
+        accuracies=tuple(a for a in stored.accuracies if a.spec_id in ids),
+        trainings=tuple(t for t in stored.trainings if t.spec_id in ids),
+        profiles={i: p for i, p in stored.profiles.items() if i in ids},
+    )
+
+
+def _zoo_accuracies(lab: Lab, known: Mapping[str, str], with_all: bool) -> list[AccuracyRow]:
+    """Published top-1 of the stored nets; of a cut net its whole net's, which the row says. Only where the spec is
+    the very one that the name stands for: an edited net has no published accuracy."""
+    figures = {name: p for name, p in lab.published().items() if p.top1_percent is not None}
+    asked = {name for name in known.values() if name.partition("@")[0] in figures}
+    if with_all:
+        asked |= set(figures)
+    found = []
+    for name in sorted(asked):
+        figure = figures[name.partition("@")[0]]
+        try:
+            spec_id = lab.spec(name).spec_id
+        except BblabError:
+            continue
+        if spec_id not in known and name not in figures:
+            continue
+        remarks = [figure.top1_note] if figure.top1_note else []
+        if "@" in name:
+            remarks.append(f"of the whole {name.partition('@')[0]}, this is a cut of it")
+        assert figure.top1_percent is not None
+        found.append(
+            AccuracyRow(
+                None, "", spec_id, name, Scale("top-1", IMAGENET, "val"), "published", "published",
+                figure.top1_percent / 100, citation=figure.figures_source, remark="; ".join(remarks),
+            )
+        )  # fmt: skip
+    return found
+
+
+def _complete(lab: Lab, profiles: dict[str, ProfileRow], known: Mapping[str, str]) -> None:
+    """Compute the profiles that no row has, where the name still stands for the same spec."""
+    missing = [(spec_id, name) for spec_id, name in known.items() if spec_id and spec_id not in profiles]
+    unknown = max(0, len(missing) - MOST_COMPUTED)
+    for spec_id, name in missing[:MOST_COMPUTED]:
+        try:
+            spec = lab.spec(name)
+            if spec.spec_id != spec_id:
+                unknown += 1
+                continue
+            profiles[spec_id] = ProfileRow(None, spec_id, name, lab.check(spec).to_json())
+        except BblabError:
+            unknown += 1
+    if unknown:
+        lab.notices.append(
+            f"parameters and MACs of {unknown} net(s) are not known here: bblab profile SPEC stores them"
+        )
+
+
+def _published_trackers(lab: Lab) -> list[PublishedRow]:
+    try:
+        from bblab.tracking import published
+    except ImportError:
+        return []
+    found = []
+    for row in published():
+        get = _getter(row)
+        value, metric = _number(get("value")), get("metric")
+        if value is None or not metric:
+            continue
+        fps, latency = _number(get("fps")), _number(get("latency_s"))
+        found.append(
+            PublishedRow(
+                str(get("tracker") or get("name") or get("net") or get("spec")),
+                Scale(str(metric), "", str(get("split") or ""), is_share=False),
+                value, str(get("source") or ""), _number(get("params")), _number(get("macs")),
+                latency if latency is not None else (1 / fps if fps else None), str(get("device") or ""),
+            )
+        )  # fmt: skip
+    return found
+
+
+def _getter(row: object) -> Callable[[str], Any]:
+    if isinstance(row, Mapping):
+        return row.get
+    return lambda key: getattr(row, key, None)
+
+
+def _families(lab: Lab, known: Mapping[str, str], texts: Mapping[str, str]) -> dict[str, str]:
+    """The published family of a built-in net; of others the block that most of their rows are made of."""
+    published = lab.published()
+    found = {}
+    for spec_id, name in known.items():
+        base = name.partition("@")[0]
+        figure = published.get(base)
+        if figure is not None:
+            found[spec_id] = figure.family
+        elif ":" in base:
+            found[spec_id] = base.partition(":")[2].partition("_")[0]
+        else:
+            found[spec_id] = _most_used_block(texts.get(spec_id, "")) or "other"
+    return found
+
+
+def _most_used_block(canonical: str) -> str:
+    try:
+        kinds = Counter(row[0] for _, rows in json.loads(canonical)["stages"] for row in rows)
+    except (ValueError, KeyError, TypeError, IndexError):
+        return ""
+    return str(kinds.most_common(1)[0][0]) if kinds else ""
+
+
+def readable(canonical: str) -> str:
+    """A stored spec as lines that a person reads: a stage, then its rows (equal ones once)."""
+    try:
+        value = json.loads(canonical)
+        lines = ["input " + "×".join(map(str, value["input"]))]
+        for stage, rows in value["stages"]:
+            shown: list[list[Any]] = []
+            for row in rows:
+                if shown and shown[-1][0] == row:
+                    shown[-1][1] += 1
+                else:
+                    shown.append([row, 1])
+            for i, ((kind, out, stride, args), count) in enumerate(shown):
+                more = ", ".join(f"{k} {_plain(v)}" for k, v in args)
+                times = f"  × {count}" if count > 1 else ""
+                step = f" /{stride}" if stride != 1 else ""
+                lines.append(
+                    f"{stage if i == 0 else '':<8} {kind} {_plain(out)}{step}{times}" + f"  ({more})" * bool(more)
+                )
+        lines.append("taps " + ", ".join(value["taps"]))
+        return "\n".join(lines)
+    except (ValueError, KeyError, TypeError):
+        return canonical
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _about(lab: Lab, runs: Sequence[Run], select: str, since: str | None) -> tuple[str, ...]:
+    from bblab.lab import code_version
+
+    told = [f"{len(runs)} stored runs", f"bblab {code_version()}"]
+    if runs:
+        told.insert(1, f"{runs[-1].created_utc[:10]} to {runs[0].created_utc[:10]}")
+    if select:
+        told.append(f"selected: {select}")
+    if since:
+        told.append(f"since {since}")
+    return tuple(told)
+
+
+# Files --------------------------------------------------------------------------------------------------------------
+
+
+def folder_for(lab: Lab, name: str, out: Path | str | None) -> Path:
+    """The folder that a report is written to, made and tried. Raises RunError with a remedy."""
+    from bblab.spec import expanded
+
+    folder = expanded(out) if out is not None else lab.folder / "out" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = "it is a file" if folder.is_file() else error.strerror or str(error)
+        raise RunError(f"{folder} cannot be written: {why}", hint="name a folder you can write to: --out DIR") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RunError(
+            f"{folder} cannot be written: you may not write there", hint="name a folder you can write to: --out DIR"
+        )
+    return folder
+
+
+def write_all(page: Page, folder: Path, *, lang: str = "en", prefix: str = "") -> tuple[list[Path], list[str]]:
+    """HTML, PNG + SVG + PDF of each main chart, CSV, Markdown and LaTeX of a page; what was written, and notices.
+
+    Each file is written beside its place and renamed. Raises RunError where one cannot be.
+    """
+    from bblab.reports import draw_html, draw_print, tables
+
+    stem = prefix or page.title
+    files: dict[str, bytes] = {}
+    drawn = draw_print.figures(page, lang)
+    for name, content in drawn.files.items():
+        files[f"{stem}-{name}"] = content
+    if page.table.columns:
+        caption = page.heading or page.title
+        files[f"{stem}.csv"] = page.table.to_csv().encode()
+        files[f"{stem}.md"] = _markdown(page, stem, drawn.names).encode()
+        tex = [tables.latex(page.table, caption, stem, page.sources)]
+        tex += [tables.latex(t, title, f"{stem}-{n}") for n, (title, t) in enumerate(page.sections, 1)]
+        files[f"{stem}.tex"] = "\n".join(tex).encode()
+    files[f"{stem}.html"] = draw_html.page(page, lang).encode()
+    written = []
+    for name, content in files.items():
+        written.append(_put(folder / name, content))
+    return written, list(drawn.notices)
+
+
+def _markdown(page: Page, stem: str, figures: Sequence[str]) -> str:
+    from bblab.reports import tables
+
+    parts = [f"# {tables.plain_md(page.heading or page.title)}\n"]
+    parts += [f"![{tables.plain_md(name)}]({stem}-{name}.png)\n" for name in figures]
+    parts.append(tables.markdown(page.table, page.sources))
+    parts += [f"{tables.plain_md(note)}\n" for note in page.notes]
+    parts += [f"## {title}\n\n{tables.markdown(table)}" for title, table in page.sections]
+    if page.about:
+        parts.append(f"*{tables.plain_md(', '.join(page.about))}*\n")
+    return "\n".join(parts)
+
+
+def _put(path: Path, content: bytes) -> Path:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written: {error.strerror or error}", hint="name another folder with --out DIR"
+        ) from None
+    return path

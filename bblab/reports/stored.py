@@ -1,0 +1,168 @@
+"""What a report reads: frozen rows, each with the run it came from. `bblab.lab.reporting` makes them from the notebook.
+
+A latency belongs to a `Setting`, an accuracy to a `Scale`; numbers of different settings or scales are never compared.
+Times are seconds, accuracies as stored (0..1 for top-1), counts plain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Series = tuple[tuple[float, ...], ...]  # [process][round], seconds
+SourceKind = Literal["own", "recorded", "published"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Setting:
+    """All that must be equal before two latencies may be compared."""
+
+    device: str
+    machine: str  # what the device says its processor is; "" where it does not
+    runtime: str
+    runtime_version: str
+    processor: str  # "cpu" or "cuda"
+    precision: str
+    threads: int
+    input: tuple[int, ...]  # channels, height, width
+    batch: int
+    pace_fps: float | None
+
+    @property
+    def size_px(self) -> int:
+        return self.input[-1] if self.input else 0
+
+    @property
+    def has_wall_times(self) -> bool:
+        """CPU time is a latency of one thread of a CPU only."""
+        return self.threads > 1 or self.processor != "cpu"
+
+    @property
+    def title(self) -> str:
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        pace = "" if self.pace_fps is None else f", paced at {self.pace_fps:g} fps"
+        batch = "" if self.batch == 1 else f", batch {self.batch}"
+        where = f"{self.device} ({self.machine})" if self.machine else self.device
+        size = "×".join(map(str, self.input))
+        return f"{where}, {self.runtime} {self.runtime_version}, {self.precision}, {threads}, {size}{batch}{pace}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Scale:
+    """What an accuracy is measured in: the metric, the data and their split. `is_share`: 0..1, shown in percent.
+
+    `is_loss`: less is better (VOT's lost number).
+    """
+
+    metric: str
+    data: str = ""
+    split: str = ""
+    is_share: bool = True
+    is_loss: bool = False
+
+    @property
+    def title(self) -> str:
+        where = " ".join(word for word in (self.data, self.split) if word)
+        return f"{self.metric}, {where}" if where else self.metric
+
+
+@dataclass(frozen=True, slots=True)
+class TimingRow:
+    """One net's latency in one session, with the raw times of it and of the reference that ran beside it."""
+
+    run_id: int
+    created_utc: str
+    spec_id: str
+    name: str
+    form: str
+    setting: Setting
+    session: str
+    reference: tuple[str, str, tuple[int, ...]]  # spec, form, input
+    is_reference: bool
+    time_s: float  # p10 of CPU time, or the wall median where that is the latency
+    ratio: float
+    ratio_low: float | None
+    ratio_high: float | None
+    estimator: str
+    is_steady: bool
+    is_busy: bool
+    doubts: tuple[str, ...]
+    own: Series
+    beside: Series
+    before: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    after: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyRow:
+    """One accuracy of one net. `protocol` is how it came about (recipe and epochs): what must be equal to compete."""
+
+    run_id: int | None
+    created_utc: str
+    spec_id: str
+    name: str
+    scale: Scale
+    kind: SourceKind
+    protocol: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    seed: int | None = None
+    citation: str = ""  # of a published figure
+    remark: str = ""  # what the reader must know, such as that it is the whole net's
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileRow:
+    """The last profile of a spec: its JSON as stored (`bblab profile --json`)."""
+
+    run_id: int | None  # None: computed for this report
+    spec_id: str
+    name: str
+    result: Mapping[str, Any] = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRow:
+    """One training run's curve."""
+
+    run_id: int
+    created_utc: str
+    spec_id: str
+    name: str
+    recipe: str
+    data: str
+    seed: int | None
+    epochs: int | None
+    curve: tuple[Mapping[str, Any], ...] = field(compare=False, repr=False)
+    is_from_log: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedRow:
+    """A figure from a paper or a repository of a whole tracker, as printed there."""
+
+    name: str
+    scale: Scale
+    value: float
+    source: str
+    params: float | None = None
+    macs: float | None = None
+    latency_s: float | None = None
+    device: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Everything that a report may draw on, already selected. `about` says from where and under which selection."""
+
+    timings: tuple[TimingRow, ...] = ()
+    accuracies: tuple[AccuracyRow, ...] = ()
+    profiles: Mapping[str, ProfileRow] = field(default_factory=dict)
+    trainings: tuple[TrainingRow, ...] = ()
+    published: tuple[PublishedRow, ...] = ()
+    families: Mapping[str, str] = field(default_factory=dict)  # by spec_id
+    spec_texts: Mapping[str, str] = field(default_factory=dict)  # by spec_id
+    about: tuple[str, ...] = ()
+    made_utc: str = ""

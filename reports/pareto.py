@@ -1,0 +1,784 @@
+"""Accuracy against latency, MACs, parameters or activations: who is on the front, how surely, and what to measure next.
+
+Nets share a chart only where device, runtime and its version, precision, threads, input and pace are equal, and the
+accuracy is of the same metric, data and split; they share a front only where the accuracy also came about in the same
+way (recipe and epochs, or publication). The front is of deploy forms: the train form is not what a device runs.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from bblab.errors import BblabError, near
+from bblab.reports import Cell, Options, Page, Table, front, notebook_report, tables
+from bblab.reports.charts import Advice, Axis, Front, Level, Mark, ParetoChart
+from bblab.reports.stored import AccuracyRow, ProfileRow, Scale, Setting, SourceKind, Stored, TimingRow
+from bblab.reports.words import Words
+
+if TYPE_CHECKING:
+    import numpy as np
+
+AXES = ("latency", "macs", "params", "activations")
+DRAWS = 2000
+MOST_MARKS = 2000  # drawn in one chart; the rest, far from the front, is thinned away
+KINDS: tuple[SourceKind, ...] = ("own", "recorded", "published")
+
+
+@notebook_report("pareto")
+def pareto(stored: Stored, options: Options) -> Page:
+    """The charts of every setting and scale; those of the asked axis and scale come first and are drawn for print.
+
+    Raises BblabError for an axis or a metric that is not there, naming the near ones.
+    """
+    if options.against not in AXES:
+        raise BblabError(f"--against {options.against!r}", hint=near(options.against, AXES))
+    say = Words(options.lang)
+    accuracies = _accuracies(stored.accuracies, options, len(stored.timings))
+    scales = sorted({a.scale for a in accuracies})
+    chosen = _chosen_scales(accuracies, options)
+    costs = {axis: _costs(axis, stored, say) for axis in AXES}
+    charts = []
+    for axis in sorted(AXES, key=lambda a: a != options.against):
+        for place in costs[axis]:
+            for scale in sorted(scales, key=lambda s: s not in chosen):
+                is_main = axis == options.against and scale in chosen
+                made = _chart(place, scale, [a for a in accuracies if a.scale == scale], stored, options, say, is_main)
+                if made is not None:
+                    charts.append(made)
+    charts = _unique_keys(charts)
+    sources = _sources(charts, accuracies, stored, options)
+    main = [c for c in charts if c.is_main]
+    apart = _apart(stored, accuracies, list(costs[options.against]), main, chosen, options)
+    notes = _notes(main, chosen, accuracies, options, stored)
+    heading = charts[0].title if charts else say("pareto_title", scale=say("accuracy"), x=options.against)
+    return Page(
+        "pareto",
+        _table(main, sources),
+        tuple(notes),
+        tuple(charts),
+        (("apart: not on a chart", apart),) if apart.cells else (),
+        tuple((mark, text) for text, mark in sources.items()),
+        _details(stored, charts),
+        heading,
+        stored.about,
+    )
+
+
+# Accuracies: several seeds of one recipe are one accuracy ---------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Accuracy:
+    """What is known of one net on one scale by one protocol, and bootstrap draws of it."""
+
+    spec_id: str
+    name: str
+    scale: Scale
+    kind: SourceKind
+    protocol: str
+    value: float
+    interval: front.Interval | None
+    draws: np.ndarray
+    rows: tuple[AccuracyRow, ...]
+
+
+def _accuracies(rows: Sequence[AccuracyRow], options: Options, size: int) -> list[Accuracy]:
+    groups: dict[tuple[Any, ...], list[AccuracyRow]] = {}
+    for row in rows:
+        if math.isfinite(row.value):
+            groups.setdefault((row.spec_id, row.scale, row.kind, row.protocol, row.name), []).append(row)
+    draws = _how_many(max(size, len(groups)))
+    found = []
+    for (spec_id, scale, kind, protocol, name), members in groups.items():
+        newest = _newest_of_each_seed(members)
+        values = [r.value for r in newest]
+        each = [
+            front.normal_draws(r.value, r.low, r.high, draws, _seed(spec_id, scale.title, r.seed, r.run_id))
+            for r in newest
+        ]
+        drawn = front.pooled_draws(each, values, _seed(spec_id, protocol))
+        value = statistics.fmean(values)
+        found.append(
+            Accuracy(spec_id, name, scale, kind, protocol, value, front.interval_of(value, drawn), drawn, tuple(newest))
+        )
+    return found
+
+
+def _newest_of_each_seed(rows: Sequence[AccuracyRow]) -> list[AccuracyRow]:
+    """One row a seed: the same seed again is the same run again, not another sample. Rows without one all count."""
+    newest: dict[object, AccuracyRow] = {}
+    for row in sorted(rows, key=lambda r: (r.created_utc, r.run_id or 0)):
+        newest[("seed", row.seed) if row.seed is not None else ("run", row.run_id, row.citation)] = row
+    return list(newest.values())
+
+
+def _chosen_scales(accuracies: Sequence[Accuracy], options: Options) -> list[Scale]:
+    """The scales that are asked for; by default those of the nearest source that is there."""
+    if options.accuracy:
+        wanted = options.accuracy.replace("-", "").lower()
+        found = sorted({a.scale for a in accuracies if a.scale.metric.replace("-", "").lower() == wanted})
+        if not found and accuracies:
+            known = sorted({a.scale.metric for a in accuracies})
+            raise BblabError(f"no accuracy {options.accuracy!r} is stored", hint=near(options.accuracy, known))
+    else:
+        found = []
+        for kind in KINDS:
+            found = sorted({a.scale for a in accuracies if a.kind == kind})
+            if found:
+                break
+    others = [k for k in ("own", "recorded") if any(a.kind == k and a.scale in found for a in accuracies)]
+    if options.with_published or not others:
+        return found
+    return [s for s in found if any(a.scale == s and a.kind != "published" for a in accuracies)]
+
+
+# Costs ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cost:
+    """What one net in one form costs in one place, and bootstrap draws of it (None: exact)."""
+
+    spec_id: str
+    name: str
+    form: str
+    value: float
+    interval: front.Interval | None
+    draws: np.ndarray | None
+    is_reference: bool = False
+    provenance: tuple[tuple[str, str], ...] = ()
+    run_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """Where costs may be compared: a setting, or an input size for what is counted."""
+
+    axis: Axis
+    axis_key: str
+    title: str
+    facets: tuple[tuple[str, str], ...]
+    costs: tuple[Cost, ...]
+    caption: str
+    setting: Setting | None = None
+    reference: str = ""
+    strangers: tuple[str, ...] = ()  # timed beside another reference only
+
+    @property
+    def slug(self) -> tuple[str, ...]:
+        s = self.setting
+        if s is None:
+            return tuple(value for _, value in self.facets)
+        pace = () if s.pace_fps is None else (f"{s.pace_fps:g}fps",)
+        threads = () if s.threads == 1 else (f"{s.threads}t",)
+        return (s.device, s.runtime, *threads, str(s.size_px), *pace)
+
+
+def _costs(axis: str, stored: Stored, say: Words) -> list[Place]:
+    if axis == "latency":
+        by_setting: dict[Setting, list[TimingRow]] = {}
+        for row in stored.timings:
+            by_setting.setdefault(row.setting, []).append(row)
+        ordered = sorted(by_setting, key=lambda s: (-len(by_setting[s]), s.title))
+        return [_latency_place(setting, by_setting[setting], say) for setting in ordered]
+    return _counted_places(axis, stored.profiles, say)
+
+
+def _latency_place(setting: Setting, rows: Sequence[TimingRow], say: Words) -> Place:
+    """Milliseconds are the ratio to the most used reference times that reference's own time.
+
+    Ratios of one reference can be compared over days; milliseconds of different days cannot.
+    """
+    import numpy as np
+
+    base = Counter(r.reference for r in rows).most_common(1)[0][0]
+    ours = [r for r in rows if r.reference == base]
+    nets: dict[tuple[str, str], list[TimingRow]] = {}
+    for row in ours:
+        nets.setdefault((row.spec_id, row.form), []).append(row)
+    strangers = {r.name for r in rows if (r.spec_id, r.form) not in nets}
+    beside = {r.session: _level_of(r.beside, setting) for r in ours if r.beside}
+    unit_s = statistics.median(beside.values()) if beside else statistics.median(r.time_s / r.ratio for r in ours)
+    draws = _how_many(len(nets))
+    cache: dict[tuple[str, tuple[int, ...]], Any] = {}
+    costs = []
+    for (spec_id, form), members in nets.items():
+        measured = [r for r in members if not r.is_reference]
+        logs = [math.log(r.ratio) for r in measured]
+        if measured:
+            each = [np.log(_ratio_draws(r, draws, cache)) for r in measured]
+            drawn = np.exp(front.pooled_draws(each, logs, _seed(spec_id, form, setting.title))) * unit_s
+            value = math.exp(statistics.fmean(logs)) * unit_s
+        else:  # the reference itself: 1 by definition
+            drawn, value = np.full(draws, unit_s), unit_s
+        shown = measured or members
+        costs.append(
+            Cost(
+                spec_id, shown[-1].name, form, value, front.interval_of(value, drawn), drawn,
+                not measured, _timing_provenance(shown), tuple(r.run_id for r in shown),
+            )
+        )  # fmt: skip
+    axis = Axis("latency", say("latency_wall" if setting.has_wall_times else "latency_cpu"), "ms", 1e3, True)
+    caption = say(
+        "caption_latency", reference=f"{base[0]} ({base[1]})", reference_ms=tables.significant(unit_s * 1e3),
+        sessions=len({r.session for r in ours}),
+    )  # fmt: skip
+    facets = (
+        ("device", setting.device),
+        ("runtime", f"{setting.runtime} {setting.runtime_version}"),
+        ("threads", str(setting.threads)),
+        ("precision", setting.precision),
+        ("input", "×".join(map(str, setting.input))),
+        ("pace", "back to back" if setting.pace_fps is None else f"{setting.pace_fps:g} fps"),
+        ("machine", setting.machine),
+    )
+    return Place(
+        axis, "latency", setting.title, facets, tuple(costs), caption, setting, base[0], tuple(sorted(strangers))
+    )
+
+
+def _level_of(series: Sequence[Sequence[float]], setting: Setting) -> float:
+    calls = [x for process in series for x in process]
+    if setting.has_wall_times:
+        return statistics.median(calls)
+    ordered = sorted(calls)
+    at = 0.1 * (len(ordered) - 1)
+    below = math.floor(at)
+    return ordered[below] + (at - below) * (ordered[min(below + 1, len(ordered) - 1)] - ordered[below])
+
+
+def _ratio_draws(row: TimingRow, draws: int, cache: dict[Any, Any]) -> np.ndarray:
+    """Bootstrap draws of the ratio, as the row's estimator makes it; from its interval where no samples are stored."""
+    import numpy as np
+
+    lengths = tuple(map(len, row.own))
+    if not lengths or lengths != tuple(map(len, row.beside)) or min(lengths) < 1:
+        if row.ratio_low is None or row.ratio_high is None or row.ratio_low <= 0:
+            return np.full(draws, row.ratio)
+        low, high = math.log(row.ratio_low), math.log(row.ratio_high)
+        return np.exp(front.normal_draws(math.log(row.ratio), low, high, draws, _seed(row.session, row.spec_id)))
+    key = (row.session, lengths, row.estimator)
+    if key not in cache:
+        index, sizes = front.picks(lengths, draws, _seed(row.session))
+        flat = np.array([x for process in row.beside for x in process])
+        is_p10 = row.estimator == "cpu_p10"
+        cache[key] = index, sizes, flat, front.drawn_quantile(flat, index, sizes, 0.1) if is_p10 else None
+    index, sizes, beside, below = cache[key]
+    own = np.array([x for process in row.own for x in process])
+    if below is not None:
+        drawn = front.drawn_quantile(own, index, sizes, 0.1) / below
+        centre = float(np.quantile(own, 0.1) / np.quantile(beside, 0.1))
+    else:
+        logs = np.log(own) - np.log(beside)
+        drawn, centre = np.exp(front.drawn_quantile(logs, index, sizes, 0.5)), float(np.exp(np.median(logs)))
+    return drawn * (row.ratio / centre)  # centred on what is stored
+
+
+def _timing_provenance(rows: Sequence[TimingRow]) -> tuple[tuple[str, str], ...]:
+    last = rows[-1]
+    told = [
+        ("latency runs", ", ".join(str(r.run_id) for r in rows[-8:])),
+        ("measured", last.created_utc[:16].replace("T", " ") + " UTC"),
+        ("conditions", conditions_words(last)),
+    ]
+    if not last.is_steady and last.doubts:
+        told.append(("not steady", "; ".join(last.doubts)))
+    return tuple(told)
+
+
+def conditions_words(row: TimingRow) -> str:
+    """The machine's state around a session, as far as the device tells it."""
+    before, after = row.before, row.after
+    told = []
+    for key, title, unit in (("load_average", "load", ""), ("governor", "governor", ""), ("battery", "battery", "")):
+        a, b = before.get(key), after.get(key)
+        first = a[0] if isinstance(a, list) and a else a
+        last = b[0] if isinstance(b, list) and b else b
+        if isinstance(first, (int, float, str)) and isinstance(last, (int, float, str)):
+            told.append(f"{title} {first}{unit}" + (f" → {last}{unit}" if first != last else ""))
+    thermal = [max(v.values()) for v in (before.get("thermal_c"), after.get("thermal_c")) if isinstance(v, dict) and v]
+    if len(thermal) == 2:
+        told.append(f"hottest zone {thermal[0]:.0f} → {thermal[1]:.0f} °C")
+    told.append("machine busy" if row.is_busy else "machine free")
+    told.append("steady" if row.is_steady else "not steady")
+    return ", ".join(told)
+
+
+COUNTED = {"macs": ("M", 1e-6), "params": ("M", 1e-6), "activations": ("M", 1e-6)}
+
+
+def _counted_places(axis: str, profiles: Mapping[str, ProfileRow], say: Words) -> list[Place]:
+    groups: dict[str, list[Cost]] = {}
+    for spec_id, profile in profiles.items():
+        size, value = counted(axis, profile.result)
+        if value is not None:
+            run = "computed for this report" if profile.run_id is None else f"profile run {profile.run_id}"
+            told = (("counted", run),)
+            groups.setdefault(size, []).append(
+                Cost(spec_id, profile.name, "deploy", float(value), None, None, False, told)
+            )
+    unit, factor = COUNTED[axis]
+    made = []
+    for size, costs in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
+        shown = size or "any size"
+        caption = say("caption_count", size=shown)
+        facets = (("input", size),) if size else ()
+        title = say(axis) + (f", {size}" if size else "")
+        made.append(Place(Axis(axis, say(axis), unit, factor, True), axis, title, facets, tuple(costs), caption))
+    return made
+
+
+def counted(axis: str, profile: Mapping[str, Any]) -> tuple[str, float | None]:
+    """(input size, count) of the backbone's deploy form: MACs at search size where the net has one."""
+    deploy = profile.get("forms", {}).get("deploy", {})
+    own = "×".join(map(str, profile.get("input") or []))
+    if axis == "params":
+        return "", deploy.get("params_backbone")
+    if axis == "activations":
+        return own, deploy.get("activations_backbone")
+    tracker = profile.get("tracker")
+    if tracker:
+        side = tracker["search"]["size"]
+        return f"{(profile.get('input') or [3])[0]}×{side}×{side}", tracker["search"].get("macs_backbone")
+    return own, deploy.get("macs_backbone")
+
+
+# One chart ----------------------------------------------------------------------------------------------------------
+
+
+def _chart(
+    place: Place,
+    scale: Scale,
+    accuracies: Sequence[Accuracy],
+    stored: Stored,
+    options: Options,
+    say: Words,
+    is_main: bool,
+) -> ParetoChart | None:
+    import numpy as np
+
+    if not options.with_published and any(a.kind != "published" for a in accuracies):
+        accuracies = [a for a in accuracies if a.kind != "published"]
+    by_spec: dict[str, list[Accuracy]] = {}
+    for accuracy in accuracies:
+        by_spec.setdefault(accuracy.spec_id, []).append(accuracy)
+    pairs = [(c, a) for c in place.costs for a in by_spec.get(c.spec_id, ()) if math.isfinite(c.value)]
+    if not pairs:
+        return None
+    forms = {c.form for c, _ in pairs}
+    competing = "deploy" if "deploy" in forms else next(iter(forms))
+    names = _unique_names([c for c, _ in pairs])
+    marks: list[Mark | None] = [None] * len(pairs)
+    fronts: list[Front] = []
+    ties: list[tuple[str, str]] = []
+    best: Advice | None = None
+    draws = _how_many(len(pairs))
+    protocols = sorted({(KINDS.index(a.kind), a.protocol) for _, a in pairs})
+    for kind, protocol in protocols:
+        members = [i for i, (_, a) in enumerate(pairs) if (KINDS.index(a.kind), a.protocol) == (kind, protocol)]
+        inside = [i for i in members if pairs[i][0].form == competing]
+        x, y = ([pairs[i][0].value for i in inside], [pairs[i][1].value for i in inside])
+        better = -1.0 if scale.is_loss else 1.0
+        is_on = front.on_front(x, [better * v for v in y])
+        xs = [pairs[i][0].interval or front.Interval(v, v) for i, v in zip(inside, x, strict=True)]
+        ys = [pairs[i][1].interval or front.Interval(v, v) for i, v in zip(inside, y, strict=True)]
+        level = front.level_with_front(xs, ys, is_on)
+        if inside:
+            drawn_x = np.stack([_draws_of(pairs[i][0].draws, pairs[i][0].value, draws) for i in inside], axis=1)
+            drawn_y = np.stack([_draws_of(pairs[i][1].draws, pairs[i][1].value, draws) for i in inside], axis=1)
+            belongs = front.membership(drawn_x, better * drawn_y)
+            share = belongs.mean(0)
+            if KINDS[kind] != "published" or len(protocols) == 1:
+                advice = _advice(belongs, drawn_x, drawn_y, [pairs[i] for i in inside], place, names)
+                if advice is not None and (best is None or advice.settled > best.settled):
+                    best = advice
+            corners = tuple((a, better * b) for a, b in front.steps(x, [better * v for v in y]))
+            if corners:
+                fronts.append(Front(protocol, KINDS[kind], corners))
+        near_front = [k for k in range(len(inside)) if is_on[k] or level[k]]
+        ties += [
+            (names[pairs[inside[i]][0].spec_id], names[pairs[inside[j]][0].spec_id])
+            for i, j in front.tied(xs, ys, near_front[:200])
+        ]
+        at = {i: k for k, i in enumerate(inside)}
+        for i in members:
+            k = at.get(i)
+            cost, accuracy = pairs[i]
+            marks[i] = _mark(
+                cost, accuracy, names[cost.spec_id], stored, place,
+                k is not None and is_on[k], k is not None and level[k], 0.0 if k is None else float(share[k]),
+            )  # fmt: skip
+    made = [m for m in marks if m is not None]
+    kept = thinned(made, MOST_MARKS)
+    percent = scale.is_share
+    y_axis = Axis(scale.metric, scale.title, "%" if percent else "", 100.0 if percent else 1.0)
+    title = say("pareto_title", scale=scale.title, x=place.axis.title)
+    caption = say(
+        "pareto_caption", scale=scale.title, x=place.axis.title, count=len({m.spec_id for m in made}), place=place.title
+    )
+    caption += place.caption + say("caption_front", draws=draws)
+    if ties:
+        caption += say("caption_ties", ties="; ".join(f"{a} = {b}" for a, b in ties[:6]) + ("; …" * (len(ties) > 6)))
+    if len(kept) < len(made):
+        caption += " " + say("thinned", hidden=len(made) - len(kept), all=len(made))
+    levels = [Level(p.name, p.value, p.source) for p in stored.published if options.with_published and p.scale == scale]
+    lines = []
+    reference = next((c for c in place.costs if c.is_reference), None)
+    if reference is not None and reference.spec_id not in by_spec:
+        lines.append(Level(f"{reference.name} ({say('reference')})", reference.value))
+    key = "-".join(_slug(p) for p in (place.axis_key, *place.slug, scale.metric, scale.data, scale.split) if p)
+    return ParetoChart(
+        key, title, place.axis_key,
+        place.facets, scale.title, place.axis, y_axis, tuple(kept), tuple(fronts), tuple(ties), best, caption, is_main,
+        options.budget_s if place.axis_key == "latency" else None, tuple(levels), tuple(lines), len(made) - len(kept),
+    )  # fmt: skip
+
+
+def _unique_keys(charts: Sequence[ParetoChart]) -> list[ParetoChart]:
+    """Keys name files: charts that differ in the machine or a version only get a number."""
+    seen: Counter[str] = Counter()
+    made = []
+    for chart in charts:
+        seen[chart.key] += 1
+        made.append(chart if seen[chart.key] == 1 else replace(chart, key=f"{chart.key}-{seen[chart.key]}"))
+    return made
+
+
+def _mark(
+    cost: Cost,
+    accuracy: Accuracy,
+    name: str,
+    stored: Stored,
+    place: Place,
+    is_on: bool,
+    is_level: bool,
+    probability: float,
+) -> Mark:
+    profile = stored.profiles.get(cost.spec_id)
+    params = counted("params", profile.result)[1] if profile else None
+    x, y = cost.interval, accuracy.interval
+    told = [("spec", f"{cost.name} ({cost.spec_id})"), ("form", cost.form)]
+    if place.setting is not None:
+        told.append(("setting", place.title))
+    told += [*cost.provenance, ("accuracy from", _accuracy_words(accuracy))]
+    return Mark(
+        f"{cost.spec_id} {cost.form} {accuracy.kind} {accuracy.protocol}", cost.spec_id, name, cost.form,
+        stored.families.get(cost.spec_id, "other"), cost.value, x.low if x else None, x.high if x else None,
+        accuracy.value, y.low if y else None, y.high if y else None, accuracy.kind, accuracy.protocol,
+        is_on, is_level, probability, params, cost.is_reference, tuple(told),
+    )  # fmt: skip
+
+
+def _accuracy_words(accuracy: Accuracy) -> str:
+    last = accuracy.rows[-1]
+    if accuracy.kind == "published":
+        return f"published: {last.citation}" + (f" ({last.remark})" if last.remark else "")
+    ids = ", ".join(str(r.run_id) for r in accuracy.rows)
+    seeds = [str(r.seed) for r in accuracy.rows if r.seed is not None]
+    told = f"run{'s' * (len(accuracy.rows) > 1)} {ids}: {accuracy.protocol}"
+    return told + (f", seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" if seeds else "")
+
+
+def _draws_of(draws: np.ndarray | None, value: float, count: int) -> np.ndarray:
+    import numpy as np
+
+    if draws is None:
+        return np.full(count, value)
+    return draws[:count] if len(draws) >= count else np.resize(draws, count)
+
+
+def _advice(
+    belongs: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    pairs: Sequence[tuple[Cost, Accuracy]],
+    place: Place,
+    names: Mapping[str, str],
+) -> Advice | None:
+    """The measurement, of a latency or an accuracy, that would settle most."""
+    share = belongs.mean(0)
+    still_open = float((share * (1 - share)).sum())
+    if still_open < 0.02:
+        return None
+    best: tuple[float, int, str] | None = None
+    for what, values in (("x", x), ("y", y)):
+        spread = [i for i in range(values.shape[1]) if values[:, i].min() < values[:, i].max()]
+        if what == "y":
+            spread = [i for i in spread if pairs[i][1].kind != "published"]  # cannot be measured again
+        # Who is never near the front settles nothing: the hundred nearest are enough.
+        spread = sorted(spread, key=lambda i: -share[i])[:100]
+        if not spread:
+            continue
+        worth = front.worth_measuring(belongs, values[:, spread])
+        at = int(worth.argmax())
+        if best is None or worth[at] > best[0]:
+            best = (float(worth[at]), spread[at], what)
+    if best is None or best[0] < 0.01:
+        return None
+    worth_most, i, what = best
+    cost, accuracy = pairs[i]
+    name = names[cost.spec_id]
+    if what == "y":
+        used = [r.seed for r in accuracy.rows if r.seed is not None]
+        command = f"bblab pretrain {cost.name} --seed {max(used, default=0) + 1}"
+        if accuracy.kind == "recorded":
+            command = f"train {cost.name} once more, then bblab record {cost.name} --log LOG"
+    else:
+        command = _bench_command(cost.name, place.setting)
+    return Advice(name, what, worth_most, still_open, command)
+
+
+def _bench_command(name: str, setting: Setting | None) -> str:
+    if setting is None:
+        return f"bblab profile {name}"
+    words = ["bblab bench", name, "--device", setting.device, "--runtime", setting.runtime]
+    words += ["--size", str(setting.size_px)]
+    if setting.threads != 1:
+        words += ["--threads", str(setting.threads)]
+    if setting.pace_fps is not None:
+        words += ["--fps", f"{setting.pace_fps:g}"]
+    return " ".join(words)
+
+
+def thinned(marks: Sequence[Mark], most: int) -> list[Mark]:
+    """At most about `most` marks: the front, all that may be on it or is level with it, and an even share of the rest.
+
+    The rest is taken by rank of cost, so that the cloud keeps its outline along the axis.
+    """
+    if len(marks) <= most:
+        return list(marks)
+    kept = {i for i, m in enumerate(marks) if m.is_on_front or m.is_reference}
+    likely = sorted((i for i, m in enumerate(marks) if m.is_level or m.probability > 0.005),
+                    key=lambda i: -marks[i].probability)  # fmt: skip
+    kept |= set(likely[: max(0, most // 2)])
+    rest = sorted((i for i in range(len(marks)) if i not in kept), key=lambda i: marks[i].x)
+    room = max(0, most - len(kept))
+    kept |= {rest[k * len(rest) // room] for k in range(room)} if room and rest else set()
+    return [m for i, m in enumerate(marks) if i in kept]
+
+
+def _unique_names(costs: Sequence[Cost]) -> dict[str, str]:
+    """A label for each spec; two nets of one name (a file that was edited) get their id."""
+    names: dict[str, set[str]] = {}
+    for cost in costs:
+        names.setdefault(cost.name, set()).add(cost.spec_id)
+    return {c.spec_id: c.name if len(names[c.name]) == 1 else f"{c.name} {c.spec_id[:6]}" for c in costs}
+
+
+# Tables and words ---------------------------------------------------------------------------------------------------
+
+
+def _sources(
+    charts: Sequence[ParetoChart], accuracies: Sequence[Accuracy], stored: Stored, options: Options
+) -> dict[str, str]:
+    """Footnote marks of every source of a published number in the tables."""
+    keys = {m.key for c in charts if c.is_main for m in c.marks}
+    texts: list[str] = []
+    for a in accuracies:
+        if a.kind == "published" and any(f"{a.spec_id} {form} {a.kind} {a.protocol}" in keys for form in _FORMS):
+            texts.append(_citation(a.rows[-1]))
+    texts += [p.source for p in stored.published if options.with_published]
+    return {text: tables.letter(i) for i, text in enumerate(dict.fromkeys(texts))}
+
+
+_FORMS = ("deploy", "train")
+
+
+def _citation(row: AccuracyRow) -> str:
+    return row.citation + (f" ({row.remark})" if row.remark else "")
+
+
+COLUMNS = tables.columns_of(
+    ("chart", "chart", "", "right"),
+    ("net", "name", "", "left"),
+    ("form", "form", "", "left"),
+    ("accuracy", "accuracy", "95 %", "right"),
+    ("", "accuracy_low", "", "right"),
+    ("", "accuracy_high", "", "right"),
+    ("cost", "cost", "95 %", "right"),
+    ("", "cost_low", "", "right"),
+    ("", "cost_high", "", "right"),
+    ("params", "params_backbone", "M", "right"),
+    ("P(front)", "front_probability", "", "right"),
+    ("front", "on_front", "", "left"),
+    ("from", "accuracy_from", "", "left"),
+    ("", "spec_id", "", "left"),
+    ("", "scale", "", "left"),
+    ("", "axis", "", "left"),
+    ("", "setting", "", "left"),
+    ("", "provenance", "", "left"),
+)
+
+
+def _table(charts: Sequence[ParetoChart], sources: Mapping[str, str]) -> Table:
+    """Every point of the main charts: the front first, then by cost."""
+    from dataclasses import replace as with_
+
+    cells, values = [], []
+    one_cost = charts[0].x if charts and len({c.x.unit for c in charts}) == 1 else None
+    one_scale = charts[0].y if charts and len({c.y.unit for c in charts}) == 1 else None
+    for number, chart in enumerate(charts, 1):
+        for m in sorted(chart.marks, key=lambda m: (not m.is_on_front, m.x)):
+            told = dict(m.provenance)
+            mark = next((s for text, s in sources.items() if told["accuracy from"] == f"published: {text}"), "")
+            accuracy = tables.with_interval(m.y, m.y_low, m.y_high, chart.y.factor)
+            if m.kind == "published":
+                accuracy = tables.marked(f"{round(m.y * chart.y.factor, 6):g}", mark)  # as printed by its source
+            place = "✗" if not m.is_on_front else "●"
+            place = "=" if m.is_level else place
+            cells.append(
+                (
+                    str(number), m.name, m.form, accuracy, "", "",
+                    tables.with_interval(m.x, m.x_low, m.x_high, chart.x.factor), "", "",
+                    "–" if m.params is None else tables.significant(m.params / 1e6),
+                    "–" if m.form != "deploy" and not m.is_on_front else f"{m.probability:.2f}",
+                    {"●": "front", "=": "level with it", "✗": ""}[place], m.kind, "", "", "", "", "",
+                )
+            )  # fmt: skip
+            provenance = "; ".join(f"{k}: {v}" for k, v in m.provenance)
+            row: tuple[Cell, ...] = (
+                number, m.name, m.form, m.y, m.y_low, m.y_high, m.x, m.x_low, m.x_high, m.params, m.probability,
+                int(m.is_on_front), m.kind, m.spec_id, chart.scale, chart.axis,
+                ", ".join(f"{k} {v}" for k, v in chart.place if v), provenance,
+            )  # fmt: skip
+            values.append(row)
+    columns = list(COLUMNS)
+    if len(charts) == 1:
+        columns[0] = with_(columns[0], title="")
+    if one_scale is not None:
+        columns[3] = with_(columns[3], unit=f"{one_scale.unit}, 95 %".strip(", "))
+    if one_cost is not None:
+        columns[6] = with_(columns[6], title=one_cost.key, unit=f"{one_cost.unit}, 95 %")
+        if one_cost.key != "latency":
+            columns[6] = with_(columns[6], unit=one_cost.unit)
+    return Table(tuple(columns), tuple(cells), tuple(values))
+
+
+def _apart(
+    stored: Stored,
+    accuracies: Sequence[Accuracy],
+    places: Sequence[Place],
+    charts: Sequence[ParetoChart],
+    scales: Sequence[Scale],
+    options: Options,
+) -> Table:
+    """Who has one of the two only, and the command for the other."""
+    drawn = {(c.x.key, dict(c.place).get("device"), m.spec_id) for c in charts for m in c.marks}
+    drawn_ids = {spec_id for _, _, spec_id in drawn}
+    accurate = {a.spec_id: a for a in accuracies if a.scale in scales and (a.kind != "published" or not scales)}
+    published_only = {a.spec_id: a for a in accuracies if a.scale in scales and a.kind == "published"}
+    rows: dict[str, tuple[str, str, str]] = {}
+    for place in places:
+        for cost in place.costs:
+            if cost.spec_id in drawn_ids or cost.spec_id in rows:
+                continue
+            what = tables.with_interval(cost.value, *_ends(cost.interval), place.axis.factor)
+            elsewhere = next((a for a in accuracies if a.spec_id == cost.spec_id), None)
+            missing = "no accuracy" if elsewhere is None else f"its accuracy is another: {elsewhere.scale.title}"
+            if elsewhere is not None and elsewhere.kind == "published" and elsewhere.scale in scales:
+                missing = "a published accuracy only: --with-published"
+            rows[cost.spec_id] = (cost.name, f"{what} {place.axis.unit}", missing)
+        for name in place.strangers:
+            key = f"stranger {name}"
+            if not any(name == r[0] for r in rows.values()) and key not in rows:
+                rows[key] = (name, f"timed, but not beside {place.reference}",
+                             f"no common reference: {_bench_command(name, place.setting)}")  # fmt: skip
+    for spec_id, accuracy in {**published_only, **accurate}.items():
+        if spec_id in drawn_ids or spec_id in rows:
+            continue
+        if accuracy.kind == "published" and not options.names:
+            continue  # the zoo's figures are not candidates
+        axis = options.against
+        need = "no latency: bblab bench" if axis == "latency" else f"no {axis}: bblab profile"
+        shown = tables.with_interval(accuracy.value, *_ends(accuracy.interval), 100.0 if accuracy.scale.is_share else 1)
+        rows[spec_id] = (accuracy.name, f"{shown} {accuracy.scale.title}", f"{need} {accuracy.name}")
+    for row in stored.accuracies:
+        if not math.isfinite(row.value) and row.spec_id not in rows and row.spec_id not in drawn_ids:
+            rows[row.spec_id] = (row.name, f"run {row.run_id}", "its accuracy is not a number")
+    columns = tables.columns_of(
+        ("net", "name", "", "left"), ("what is known", "known", "", "left"), ("what is missing", "missing", "", "left")
+    )
+    ordered = sorted(rows.values())
+    return Table(columns, tuple(ordered), tuple(ordered))
+
+
+def _ends(interval: front.Interval | None) -> tuple[float | None, float | None]:
+    return (None, None) if interval is None else (interval.low, interval.high)
+
+
+def _notes(
+    charts: Sequence[ParetoChart],
+    scales: Sequence[Scale],
+    accuracies: Sequence[Accuracy],
+    options: Options,
+    stored: Stored,
+) -> list[str]:
+    say = Words(options.lang)
+    notes = []
+    for number, chart in enumerate(charts, 1):
+        which = f"chart {number}: " if len(charts) > 1 else ""
+        notes.append(f"{which}{chart.caption}")
+        if chart.advice is None:
+            notes.append(f"{which}{say('settled_front')}")
+        else:
+            a = chart.advice
+            what = say("next_x" if a.what == "x" else "next_y")
+            told = say("next", name=a.name, what=what, settled=f"{a.settled:.2f}", open=f"{a.open:.2f}")
+            notes.append(f"{which}{told} {a.command}")
+        unsure = sorted({m.name for m in chart.marks if m.y_low is None and m.kind != "published"})
+        if unsure:
+            notes.append(f"{which}taken as exact, for no interval is known: accuracy of {_some(unsure)}")
+        if any(m.kind == "published" for m in chart.marks):
+            notes.append(f"{which}published accuracies are as printed, without an interval")
+        if chart.levels:
+            notes.append(f"{which}lines are published trackers on their own devices: accuracy only")
+    if scales and all(a.kind == "published" for a in accuracies if a.scale in scales):
+        notes.append("no accuracy of your own is stored: these are published ones (bblab pretrain, bblab record)")
+    return notes
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _details(stored: Stored, charts: Sequence[ParetoChart]) -> dict[str, dict[str, Any]]:
+    """What a click on a point opens: the spec's text, its figures and findings."""
+    shown = {m.spec_id for c in charts for m in c.marks}
+    made = {}
+    for spec_id in sorted(shown):
+        profile = stored.profiles.get(spec_id)
+        result = profile.result if profile else {}
+        made[spec_id] = {
+            "spec": stored.spec_texts.get(spec_id, ""),
+            "profile_run": profile.run_id if profile else None,
+            "about": result.get("about", ""),
+            "receptive_field": result.get("receptive_field"),
+            "rf_over_template": (result.get("tracker") or {}).get("rf_over_template"),
+            "params": counted("params", result)[1] if result else None,
+            "macs": counted("macs", result)[1] if result else None,
+            "findings": [
+                [f["severity"], f["rule"], f["where"], f["message"], f.get("waived")]
+                for f in result.get("findings", [])
+            ],
+        }
+    return made
+
+
+def _how_many(points: int) -> int:
+    """Bootstrap draws: fewer for a crowd, whose picture needs no third digit."""
+    return DRAWS if points <= 300 else 600 if points <= 2_000 else 200
+
+
+def _seed(*parts: object) -> int:
+    """The same samples give the same picture, today and next year."""
+    return zlib.crc32("|".join(map(str, parts)).encode())
+
+
+def _slug(text: str) -> str:
+    return "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in text.lower()).split())
