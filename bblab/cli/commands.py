@@ -18,6 +18,7 @@ ABOUT = {
     "blocks": "List the blocks that a spec may name.",
     "new": "Begin a spec of your own as a copy of another.",
     "recipes": "List the pretraining recipes, each with its source.",
+    "export": "Hand a backbone to a tracker trainer, or to the device.",
     "record": "Record the training and the scores of a tracker that was trained elsewhere.",
     "runs": "List stored runs, newest first.",
     "show": "Print a stored run whole.",

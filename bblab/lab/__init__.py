@@ -34,6 +34,7 @@ from bblab.store import NewRun, Store
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bblab.lab import exporting
     from bblab.lab.benching import Measured
     from bblab.lab.recording import Recorded
     from bblab.latency import Candidate, Outcome, Plan, Race, Timing, Verdict
@@ -865,6 +866,15 @@ class Lab:
         from bblab.lab import recording
 
         return recording.record(self, reference, **what)
+
+    # ------------------------------------------------------------------------------------------ exports
+
+    @_to_stderr
+    def hand_over(self, reference: str, for_: str, out: Path | str, **options: Any) -> exporting.HandOver:
+        """A folder with which a tracker trainer trains this spec; `options` as in `exporting.hand_over`."""
+        from bblab.lab import exporting
+
+        return exporting.hand_over(self, reference, for_, out, **options)
 
     # ------------------------------------------------------------------------------------------ the notebook
 

@@ -1,0 +1,127 @@
+"""What a tracker trainer asks of a backbone, as data. A target is one file in `bblab/export/targets/`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from bblab.catalogue import Catalogue
+from bblab.errors import BblabError, near
+
+Layout = Literal["stages", "features"]
+Input = Literal["bgr255", "rgb_imagenet"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Maps that a trainer can take: sides of the last tap's map at template and search size, and the score map.
+
+    `keys`: what the config says for these maps (BASE_SIZE, center_size, ...).
+    """
+
+    template_map: int
+    search_map: int
+    score_map: int
+    keys: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One of several heads or packages of a trainer: what differs in its needs and its config."""
+
+    about: str
+    fits: tuple[Fit, ...] = ()
+    channels: tuple[int, ...] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A trainer's needs.
+
+    root: what `--trainer` of the folder's scripts names, and a file in it. fits: the maps it can take; none: any.
+    max_taps: 1 where it takes one tensor; None for any number, as a list. layout: each stage an attribute of the
+    backbone, or all in one `features`. input: what it feeds. padding: the rule that gives its maps. train_above: stages
+    whose total stride is above this are trained (0: all). config: its YAML with $names; launch: functions of the
+    target's own file that `launch.py` consists of. weights_prefix: put before every key of the weight file.
+    """
+
+    name: str
+    trainer: str
+    repository: str
+    commit: str
+    sources: tuple[str, ...]
+    file: Path
+    template_px: int = 127
+    search_px: int = 255
+    stride: int | None = None
+    fits: tuple[Fit, ...] = ()
+    max_taps: int | None = 1
+    layout: Layout = "stages"
+    input: Input = "bgr255"
+    padding: str = "same"
+    freeze_epochs: int = 10
+    freeze: str = ""
+    train_above: int = 0
+    root: str = ""
+    script: str = ""
+    command: str = ""
+    config: str = ""
+    config_values: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    launch: tuple[str, ...] = ()
+    weights_prefix: str = ""
+    weights_suffix: str = ".pth"
+    variants: Mapping[str, Variant] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    pip: str = ""
+
+
+TARGETS: Catalogue[Target] = Catalogue("target")
+
+SAME_AS = {"siamban": "pysot:siamban", "siamtrackers": "nanotrack", "trackit": "ocean", "video_analyst": "siamfcpp"}
+"""Other names of what a target serves."""
+
+CANNOT: Mapping[str, str] = {
+    "ostrack": "OSTrack is a one-stream transformer: template and search tokens enter it together (its ViT is tracker "
+    "and backbone in one; github.com/botaoye/OSTrack, lib/models/ostrack/vit_ce.py), so no CNN backbone can take its "
+    "place",
+    "lighttrack": "the public LightTrack repository (github.com/researchmm/LightTrack, 39c426f) has no trainer: it "
+    "tests, counts and times; there is no optimizer and no backward() in it",
+}
+"""Trainers asked for that take no backbone, and why."""
+
+INSTEAD = "train the same backbone with another: --for nanotrack, pysot, ocean or stark; --for generic is for your own"
+
+
+def names() -> list[str]:
+    """Every target that there is a file for."""
+    from bblab.export import targets
+
+    for module in pkgutil.iter_modules(targets.__path__):
+        importlib.import_module(f"{targets.__name__}.{module.name}")
+    return list(TARGETS)
+
+
+def find(asked: str) -> tuple[Target, str]:
+    """A target and its variant ("" for the first) from `NAME` or `NAME:VARIANT`.
+
+    Raises BblabError for an unknown one, or one that cannot be, with the reason.
+    """
+    known = names()
+    name, colon, variant = asked.strip().lower().partition(":")
+    if name in CANNOT:
+        raise BblabError(f"--for {name}: {CANNOT[name]}", hint=INSTEAD)
+    if name in SAME_AS:
+        name, _, own = SAME_AS[name].partition(":")
+        variant = variant or own
+    if name not in known:
+        raise BblabError(f"no target {asked!r}", hint=near(name, [*known, *SAME_AS]))
+    target = TARGETS[name]
+    if (colon or variant) and variant not in target.variants:
+        listing = near(variant, target.variants) if target.variants else f"{name} has none: --for {name}"
+        raise BblabError(f"target {name} has no variant {variant!r}", hint=listing)
+    return target, variant or next(iter(target.variants), "")

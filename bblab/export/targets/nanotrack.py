@@ -1,0 +1,233 @@
+"""NanoTrack, of SiamTrackers: one tensor at stride 16, 8x8 and 16x16, raw BGR, everything in `features`.
+
+Read at 248663f: models/backbone/__init__.py (BACKBONES), models/head/__init__.py (the head is chosen by an import),
+models/head/ban_v1.py to ban_v3.py (64 channels after pixel-wise correlation: an 8x8 template), utils/model_load.py,
+bin/train.py (build_opt_lr, 72-104), models/config/configv3.yaml.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bblab.export.launching import CONFIG, MANIFEST, WEIGHTS, backbone, enter, function_of, run
+from bblab.export.target import TARGETS, Fit, Target, Variant
+
+CONFIG_TEXT = """\
+META_ARC: "$module"
+
+BACKBONE:
+    TYPE: "$module"                  # launch.py enters it into BACKBONES
+    KWARGS:
+        used_layers: $taps
+    PRETRAINED: "$weights"           # in this folder; launch.py makes the path whole
+    TRAIN_LAYERS: $train_layers
+    TRAIN_EPOCH: $freeze_epochs      # frozen before, norm statistics included
+    LAYERS_LR: 0.1
+
+ADJUST:                              # built and optimised, but not called by the model
+    ADJUST: True
+    TYPE: "AdjustLayer"
+    KWARGS:
+        in_channels: $channel
+        out_channels: $channel
+
+BAN:
+    BAN: True
+    TYPE: "DepthwiseBAN"             # of head/ban_$variant.py; launch.py chooses it
+    KWARGS:
+        in_channels: $channel
+        out_channels: $channel
+
+CUDA: True
+
+POINT:
+    STRIDE: $stride
+
+TRACK:
+    TYPE: "NanoTracker"
+    WINDOW_INFLUENCE: $window_influence
+    PENALTY_K: $penalty_k
+    LR: $track_lr
+    EXEMPLAR_SIZE: $template_px
+    INSTANCE_SIZE: $search_px
+    BASE_SIZE: $base_size
+    CONTEXT_AMOUNT: 0.5
+    OUTPUT_SIZE: $score_map
+
+TRAIN:
+    EPOCH: 50
+    START_EPOCH: 0
+    BATCH_SIZE: $batch_size
+    NUM_WORKERS: 8
+    BASE_LR: 0.005
+    CLS_WEIGHT: 1.0
+    LOC_WEIGHT: 1.0
+    NUM_CONVS: 4
+    EXEMPLAR_SIZE: $template_px
+    SEARCH_SIZE: $search_px
+    BASE_SIZE: $base_size
+    OUTPUT_SIZE: $score_map
+    RESUME: ''
+    PRETRAINED: ''
+    SNAPSHOT_DIR: './models/snapshot'
+    LR:
+        TYPE: 'log'
+        KWARGS:
+            start_lr: 0.005
+            end_lr: 0.0005
+    LR_WARMUP:
+        TYPE: 'step'
+        EPOCH: 5
+        KWARGS:
+            start_lr: 0.001
+            end_lr: 0.005
+            step: 1
+
+DATASET:
+    NAMES:                           # the trainer's own ROOT and ANNO hold: data/GOT-10k/crop511, train.json
+    - 'GOT'
+    VIDEOS_PER_EPOCH: 100000
+    TEMPLATE:
+        SHIFT: 4
+        SCALE: 0.05
+        BLUR: 0.0
+        FLIP: 0.0
+        COLOR: 1.0
+    SEARCH:
+        SHIFT: 64                    # a padded net learns to look at the centre unless the target moves
+        SCALE: 0.18
+        BLUR: 0.2
+        FLIP: 0.0
+        COLOR: 1.0
+    NEG: 0.2
+    GRAY: 0.0
+"""
+
+SAME_CORRELATION = Fit(8, 16, 16, {"base_size": 7})
+V1_NUMBERS = {"window_influence": 0.462, "penalty_k": 0.148, "track_lr": 0.390, "batch_size": 32}
+
+TARGETS.add(
+    "nanotrack",
+    Target(
+        name="nanotrack",
+        trainer="NanoTrack",
+        repository="github.com/HonglinChu/SiamTrackers",
+        commit="248663f",
+        sources=("nanotrack/models/backbone/__init__.py", "nanotrack/utils/model_load.py", "bin/train.py 72-104"),
+        file=Path(__file__),
+        stride=16,
+        layout="features",
+        padding="same",
+        freeze="BACKBONE.TRAIN_EPOCH; build_opt_lr freezes parameters and norm statistics, then trains TRAIN_LAYERS",
+        root="NanoTrack",
+        script="bin/train.py",
+        command="python launch.py --trainer SiamTrackers/NanoTrack",
+        config=CONFIG_TEXT,
+        launch=("register", "start", "build", "backbone_of", "taps_of", "scores", "epoch", "step", "PREFIX"),
+        variants={
+            "v3": Variant(
+                "pixel-wise and depthwise correlation, six layers a tower; any width",
+                fits=(Fit(8, 16, 15, {"base_size": 7}),),
+                values={"window_influence": 0.455, "penalty_k": 0.138, "track_lr": 0.348, "batch_size": 64},
+            ),
+            "v1": Variant("pixel-wise correlation; any width", fits=(SAME_CORRELATION,), values=V1_NUMBERS),
+            "v2": Variant(
+                "48 channels are written into the head",
+                fits=(SAME_CORRELATION,),
+                channels=(48,),
+                values=V1_NUMBERS,
+            ),
+        },
+        notes=(
+            "To resume at or after the epoch that unfreezes, set TRAIN.START_EPOCH to it too: the optimiser is built "
+            "before the checkpoint's epoch is read.",
+        ),
+        pip="yacs opencv-python tensorboard",
+    ),
+)
+
+PREFIX = "backbone."
+
+
+def register(trainer: Path) -> None:
+    """Enter the backbone and the head's version; no file of the trainer is changed."""
+    enter(trainer)
+    from nanotrack.core.config import cfg
+    from nanotrack.models import backbone as backbones
+    from nanotrack.models import head as heads
+
+    backbones.BACKBONES[MANIFEST["module"]] = backbone
+    version = importlib.import_module(f"nanotrack.models.head.ban_{MANIFEST['variant']}")
+    heads.BANS.update(UPChannelBAN=version.UPChannelBAN, DepthwiseBAN=version.DepthwiseBAN)
+    merge = type(cfg).merge_from_file
+
+    def merge_here(self: Any, path: str) -> None:
+        merge(self, path)
+        if WEIGHTS.name == self.BACKBONE.PRETRAINED:
+            self.BACKBONE.PRETRAINED = str(WEIGHTS)
+
+    type(cfg).merge_from_file = merge_here
+
+
+def start(trainer: Path, rest: list[str]) -> None:
+    run(trainer / "bin/train.py", ["--cfg", str(CONFIG), *rest])
+
+
+def build(trainer: Path) -> torch.nn.Module:
+    """The trainer's own model, its backbone loaded by the trainer's own function."""
+    register(trainer)
+    from nanotrack.core.config import cfg
+    from nanotrack.models.model_builder import ModelBuilder
+    from nanotrack.utils.model_load import load_pretrain
+
+    cfg.merge_from_file(str(CONFIG))
+    model = ModelBuilder().train()
+    load_pretrain(model.backbone, cfg.BACKBONE.PRETRAINED)
+    return model
+
+
+def backbone_of(model: Any) -> Any:
+    return model.backbone
+
+
+def taps_of(model: Any) -> Any:
+    return model.backbone
+
+
+def scores(model: Any, z: torch.Tensor, x: torch.Tensor) -> dict[str, Any]:
+    model.template(z)
+    found = model.track(x)
+    return {name: found[name].shape for name in ("cls", "loc")}
+
+
+def epoch(trainer: Path, model: Any, number: int) -> Any:
+    """What bin/train.py does before epoch 0 and at TRAIN_EPOCH; its optimiser."""
+    from nanotrack.core.config import cfg
+    from nanotrack.utils.lr_scheduler import build_lr_scheduler
+
+    model.train()
+    names = {"torch": torch, "nn": torch.nn, "cfg": cfg, "build_lr_scheduler": build_lr_scheduler}
+    return function_of(trainer / "bin/train.py", "build_opt_lr", names)(model, number)[0]
+
+
+def step(model: Any, optimizer: Any) -> float:
+    """One training step with the trainer's own forward and losses, on random images and labels."""
+    geometry = MANIFEST["geometry"]
+    size, (z, x) = geometry["score_map"], (geometry["template"]["px"], geometry["search"]["px"])
+    label = torch.zeros(2, size, size, dtype=torch.long)
+    label[:, : size // 2] = 1
+    data = {
+        "template": 255 * torch.rand(2, 3, z, z),
+        "search": 255 * torch.rand(2, 3, x, x),
+        "label_cls": label,
+        "label_loc": 20 + 10 * torch.rand(2, 4, size, size),
+    }
+    loss = model(data)["total_loss"]
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return float(loss.detach())
