@@ -19,6 +19,7 @@ ABOUT = {
     "new": "Begin a spec of your own as a copy of another.",
     "recipes": "List the pretraining recipes, each with its source.",
     "export": "Hand a backbone to a tracker trainer, or to the device.",
+    "pretrain": "Train a spec on images with mmpretrain, at any batch size, and never lose a run.",
     "record": "Record the training and the scores of a tracker that was trained elsewhere.",
     "runs": "List stored runs, newest first.",
     "show": "Print a stored run whole.",

@@ -1,0 +1,306 @@
+"""bblab pretrain: a spec trained on images with mmpretrain, at any batch size, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bblab.cli import common
+from bblab.errors import BblabError, RunError
+
+if TYPE_CHECKING:
+    from bblab.lab import Lab
+    from bblab.lab.training import Pretrained
+    from bblab.pretraining.config import Plan
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        epilog="Example: bblab pretrain mobilenetv3_small, "
+        "bblab pretrain mobileone_k5_se --data imagenet --recipe rank16 --batch-size 512 --lr-scale"
+    )(pretrain)
+
+
+def pretrain(
+    spec: Annotated[
+        str | None, typer.Argument(metavar="[SPEC]", help="The spec; without it, the one that was profiled last.")
+    ] = None,
+    edits: common.SetOption = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DIR", help="train/CLASS/*.jpg, val/CLASS/*.jpg; else scikit-learn's digits."),
+    ] = None,
+    ann_train: Annotated[
+        Path | None, typer.Option("--ann-train", metavar="FILE", help="'image label' lines of the training images.")
+    ] = None,
+    ann_val: Annotated[
+        Path | None, typer.Option("--ann-val", metavar="FILE", help="'image label' lines of the validation images.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", metavar="NAME", help="From bblab recipes; digits, or rank16 with --data.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", metavar="N", help="Another number; warm-up and ramp keep their share.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", metavar="N", help="Images a step in each process; else the recipe's.")
+    ] = None,
+    lr_scale: Annotated[
+        bool, typer.Option("--lr-scale", help="Scale the learning rate to the batch, linearly.")
+    ] = False,
+    lr_rule: Annotated[
+        str | None, typer.Option("--lr-rule", metavar="linear|sqrt", help="Scale it by this rule.")
+    ] = None,
+    accumulate: Annotated[
+        int, typer.Option("--accumulate", metavar="N", help="Steps whose gradients make one update.")
+    ] = 1,
+    gpus: Annotated[
+        int, typer.Option("--gpus", metavar="N", help="Processes on this machine; on the CPU where there is no GPU.")
+    ] = 1,
+    nodes: Annotated[int, typer.Option("--nodes", metavar="N", help="Machines, each with --gpus processes.")] = 1,
+    node_rank: Annotated[int, typer.Option("--node-rank", metavar="R", help="Which of them this is, from 0.")] = 0,
+    master: Annotated[str, typer.Option("--master", metavar="HOST:PORT", help="The first machine's address.")] = "",
+    precision: Annotated[
+        str, typer.Option("--precision", metavar="P", help="fp32, bf16, or auto: bf16 where a GPU has it.")
+    ] = "auto",
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the net (not the loop around it).")] = False,
+    freeze: Annotated[
+        str | None, typer.Option("--freeze", metavar="STAGE", help="Hold all up to this stage, norm statistics too.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", metavar="FILE", help="Begin from these, as bblab import wrote them.")
+    ] = None,
+    stop_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--stop-if",
+            metavar="CONDITION",
+            help="'loss > 2.5 at epoch 3', 'accuracy < 40 at epoch 5', 'below the worst of 5 earlier runs at epoch 3'.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", help="Processes that load images; 0: the training itself.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of everything random.")] = 0,
+    save_minutes: Annotated[
+        float, typer.Option("--save-minutes", metavar="MIN", help="Between checkpoints inside an epoch; 0: at its end.")
+    ] = 10.0,
+    run: Annotated[
+        Path | None, typer.Option("--run", metavar="DIR", help="The run's folder; else runs/... in the lab.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with --run DIR, or with the newest unfinished run (of SPEC).")
+    ] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Measure a few steps and say what the recipe would take; train nothing.")
+    ] = False,
+    json: common.JsonOption = None,
+    lab: common.LabOption = None,
+) -> None:
+    """Pretrain a spec with mmpretrain; whatever happens, nothing that was trained is lost.
+
+    Without --data it trains on scikit-learn's digits, so that the whole chain can be tried anywhere in minutes.
+    """
+    from bblab.lab import training
+    from bblab.pretraining.launch import Machines
+
+    opened = common.open_lab(lab)
+    machine = json == "-"
+    if lr_rule is not None and lr_rule not in ("linear", "sqrt"):
+        raise BblabError(f"--lr-rule {lr_rule!r}", hint="linear or sqrt")
+    if precision not in ("auto", "fp32", "bf16"):
+        raise BblabError(f"--precision {precision!r}", hint="auto, fp32 or bf16")
+    wanted = training.Wanted(
+        data=data, ann_train=ann_train, ann_val=ann_val, recipe=recipe, epochs=epochs, batch_size=batch_size,
+        lr_rule=lr_rule or ("linear" if lr_scale else "none"),  # type: ignore[arg-type]  # checked above
+        accumulation=accumulate, processes=gpus, machines=Machines(nodes, node_rank, master), seed=seed,
+        precision=precision, workers=workers, compile=compile, freeze=freeze,  # type: ignore[arg-type]
+        weights=None if weights is None else str(weights), stop_if=tuple(stop_if or ()), save_minutes=save_minutes,
+        run=run,
+    )  # fmt: skip
+    if node_rank:
+        with progress(quiet=machine) as tell:
+            done = training.join(opened, wanted, on_progress=tell)
+    elif resume:
+        with progress(quiet=machine) as tell:
+            done = training.resume(opened, run, spec, wanted=wanted, on_progress=tell)
+    else:
+        chosen = training.chosen_spec(opened, spec, edits or ())
+        if spec is None and not machine:
+            common.console().print(f"{chosen.name}: the spec that was profiled last", markup=False, soft_wrap=True)
+        if estimate:
+            raise RunError("--estimate is not there yet")
+        made = training.plan(opened, chosen, wanted)
+        if not machine:
+            for line in opening(made):
+                common.console().print(line, markup=False, soft_wrap=True)
+        with progress(quiet=machine) as tell:
+            done = training.pretrain(opened, chosen, wanted, made=made, on_progress=tell)
+    if json:
+        common.write_json(json, done.to_json())
+    finish(opened, done, machine, json)
+
+
+def opening(made: Plan) -> list[str]:
+    """What is about to happen, in a few lines."""
+    recipe, data, scaling = made.recipe, made.data, made.scaling
+    sizes = " → ".join(str(px) for _, px in recipe.resolutions_px)
+    lines = [
+        f"{made.name} · spec {made.spec_id} · recipe {recipe.name}: {recipe.epochs} epochs at {sizes} px, "
+        f"{recipe.optimizer}, {recipe.schedule}",
+        f"data {common.short(Path(data['root']))}: {data['train_count']:,} training and {data['val_count']:,} "
+        f"validation images, {len(data['classes'])} classes",
+        f"learning rate {scaling.arithmetic} · batch {scaling.batch_arithmetic} · {made.iterations} steps an epoch",
+    ]
+    if recipe.warmup_epochs:
+        begin, floor = scaling.lr * recipe.warmup_start_factor, scaling.lr * recipe.final_lr_ratio
+        lines[-1] += f" · warm-up from {begin:.3g} over {recipe.warmup_epochs:g} epochs, floor {floor:.3g}"
+    lines += [f"· {note}" for note in (*made.notes, scaling.advice) if note]
+    lines += [f"· stops where {gate.text} ({gate.metric} {gate.op} {gate.value:.4g})" for gate in made.gates]
+    return lines
+
+
+def finish(opened: Lab, done: Pretrained, machine: bool, json: str | None) -> None:
+    """What came out, where it is, what to run next. Raises RunError for a run that did not end well."""
+    from bblab.pretraining import record
+
+    for notice in (*opened.notices, *done.notices):
+        common.warn(notice)
+    folder = common.short(done.folder)
+    ended_well = done.status in (record.DONE, record.GATED)
+    if not machine:
+        out = common.console()
+        for line in closing(done):
+            out.print(line, markup=False, soft_wrap=True)
+        where = f"stored as run {done.run_id} in {common.short(opened.store_path)}" if done.run_id else "not stored"
+        after = f"bblab show {done.run_id}" if ended_well else f"bblab pretrain --resume --run {folder}"
+        written = f"; written {json}" if json else ""
+        out.print(f"{folder} · {where}{written} · next: {after}", style="dim", markup=False, soft_wrap=True)
+    if not ended_well:
+        hint = done.hint or f"its output: {folder}/worker.log"
+        raise RunError(done.message or f"the training {done.status}", hint=hint)
+
+
+def closing(done: Pretrained) -> list[str]:
+    """The result in a few lines."""
+    from bblab.pretraining import card, record
+
+    history, count = done.history, done.plan.data["val_count"]
+    lines = []
+    if done.status == record.GATED:
+        lines += [done.message, f"  {done.hint}"]
+    if done.top1_percent is not None:
+        best = done.best
+        at = f"; best {best[1]:.2f} % at epoch {best[0]}" if best else ""
+        lines.append(f"top-1 {card.accuracy_text(done.top1_percent, count)} of {count} validation images (95 %){at}")
+    epochs = history.epochs
+    if epochs:
+        images, spent = sum(e["images"] for e in epochs.values()), sum(e["epoch_s"] for e in epochs.values())
+        waited = sum(e["wait_share"] * e["epoch_s"] for e in epochs.values()) / max(1e-9, spent)
+        lines.append(
+            f"{len(epochs)} epochs in {card.duration(history.train_s)}: {images / max(1e-9, spent):.0f} images/s while "
+            f"training, {100 * waited:.1f} % of it waiting for data"
+        )
+        if bad := max(e.get("bad_images", 0) for e in epochs.values()):
+            lines.append(f"{bad} images could not be used: {common.short(done.folder / 'bad_images.txt')}")
+    result = history.last.get("result")
+    if result is not None:
+        kind = "averaged weights" if result["is_average"] else "weights"
+        text = f"{kind} of epoch {result['epoch']}: {result['file']}, {result['bytes'] / 1e6:.1f} MB"
+        if result.get("forms_rel_diff") is not None:
+            text += (
+                f"; the deploy form's scores differ by {result['forms_rel_diff']:.1g} of the largest, "
+                f"{result['forms_other_answers']} of {result['forms_images']} answers change"
+            )
+        lines.append(text)
+        lines.append("beside it: card.md, curves.png, config.py (mmengine), record.jsonl")
+    return lines
+
+
+# ---------------------------------------------------------------------------------------------- live
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Any]:
+    """A callback for progress: a live bar on a terminal, a line an epoch elsewhere, nothing when `quiet`."""
+    if quiet:
+        yield None
+        return
+    out = common.console(stderr=True)
+    if not out.is_terminal:
+        yield Lines()
+        return
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[figures]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=out, transient=True) as bar:
+        yield Bar(bar)
+
+
+class Lines:
+    """One line an epoch, for a log file."""
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+
+    def __call__(self, told: Mapping[str, Any]) -> None:
+        from rich.text import Text
+
+        epoch = told.get("validated_epoch")
+        if epoch is None or epoch in self.seen or "epoch_loss" not in told:
+            return
+        self.seen.add(epoch)
+        common.console(stderr=True).print(Text(epoch_line(told)), soft_wrap=True)
+
+
+class Bar:
+    """The live bar. Time left comes from the steps that this process has seen, validations and all."""
+
+    def __init__(self, bar: Any) -> None:
+        import time
+
+        self.bar, self.clock = bar, time.monotonic
+        self.task = bar.add_task("starting (loading torch and mmpretrain)", total=None, figures="")
+        self.first: tuple[float, int] | None = None
+        self.lines = Lines()
+
+    def __call__(self, told: Mapping[str, Any]) -> None:
+        if not told or "iterations_total" not in told:
+            return
+        epoch = told.get("validated_epoch")
+        if epoch is not None and epoch not in self.lines.seen and "epoch_loss" in told:
+            self.lines.seen.add(epoch)
+            self.bar.console.print(epoch_line(told), markup=False, highlight=False)
+        done, total = told["iterations_done"], told["iterations_total"]
+        if self.first is None or done < self.first[1]:
+            self.first = (self.clock(), done)
+        figures = [f"epoch {told['epoch']}/{told['epochs']}"]
+        if "loss" in told:
+            figures.append(f"loss {told['loss']:.3f}")
+        if told.get("top1_percent") is not None:
+            figures.append(f"top-1 {told['top1_percent']:.1f} %")
+        figures.append(f"{told['images_per_s']:.0f} images/s, {100 * told['wait_share']:.0f} % waiting for data")
+        if done > self.first[1]:
+            from bblab.pretraining.card import duration
+
+            rate = (done - self.first[1]) / (self.clock() - self.first[0])
+            figures.append(f"{duration((total - done) / rate)} left")
+        self.bar.update(self.task, description=told["doing"], completed=done, total=total, figures=" · ".join(figures))
+
+
+def epoch_line(told: Mapping[str, Any]) -> str:
+    """What one epoch gave."""
+    from bblab.pretraining.card import duration
+
+    top1 = "" if told.get("top1_percent") is None else f"  top-1 {told['top1_percent']:6.2f} %"
+    return (
+        f"epoch {told['validated_epoch']:3d}/{told['epochs']}  loss {told['epoch_loss']:.4f}{top1}  "
+        f"{told['epoch_images_per_s']:.0f} images/s  {100 * told['epoch_wait_share']:.1f} % waiting  "
+        f"{duration(told['epoch_s'])}"
+    )

@@ -1,0 +1,130 @@
+"""What a training leaves: weights.safetensors, both forms compared on real images, a model card."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import bblab
+from bblab import build
+from bblab.errors import RunError
+from bblab.pretraining import card, checkpoints, nets, record
+from bblab.pretraining.config import Plan
+from bblab.weights import content_hash, save
+
+WEIGHTS = "weights.safetensors"
+COMPARED = 512  # validation images on which both forms run
+LARGEST_REL_DIFF = 1e-3  # of the largest score; float32 folding moves a trained net's scores by about 1e-5
+
+
+def export(plan: Plan, folder: Path, images: Iterable[Any], model: nn.Module) -> dict[str, Any]:
+    """Write the newest epoch's weights (averaged, where the recipe averages) and compare train and deploy form.
+
+    The weights are read from the checkpoint, so that the file holds what was validated. Raises RunError where the
+    forms do not agree, or there is no checkpoint.
+    """
+    path = next((p for p in checkpoints.listed(folder) if checkpoints.EPOCH.fullmatch(p.name)), None)
+    if path is None:
+        raise RunError(f"{folder} has no checkpoint of a whole epoch", hint="go on with --resume")
+    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    prefix = "backbone.net."
+    state = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+    order = checkpoints.order(path)
+    assert order is not None
+    epoch = order[0]
+    history = record.History.of(folder)
+    top1 = history.validations.get(epoch, {}).get("top1_percent")
+    preprocess: Any = getattr(model, "module", model).data_preprocessor
+    metadata = {
+        "name": plan.name,
+        "spec_id": _trained_id(plan),
+        "spec": json.dumps(plan.spec, separators=(",", ":"), sort_keys=True),
+        "form": "train",
+        "bblab": bblab.__version__,
+        "source": f"pretrained with the recipe {plan.recipe.name}",
+        "epoch": str(epoch),
+        "is_average": str(plan.recipe.ema_momentum is not None).lower(),
+        "top1_percent": "" if top1 is None else f"{top1:.4f}",
+        "classes": json.dumps(list(plan.data["classes"])),
+        "data_hash": str(plan.data.get("hash", "")),
+    }
+    target = folder / WEIGHTS
+    target.unlink(missing_ok=True)  # ours, of an earlier end of this run
+    save(state, target, metadata)
+    found = {
+        "epoch": epoch,
+        "file": WEIGHTS,
+        "bytes": target.stat().st_size,
+        "content_sha256": content_hash(state, metadata["spec_id"]),
+        "top1_percent": top1,
+        "is_average": plan.recipe.ema_momentum is not None,
+        **compare_forms(plan, state, images, preprocess),
+    }
+    record.append(folder, "result", **found)
+    write_card(plan, folder)
+    worst = found["forms_rel_diff"]
+    if worst is not None and not worst <= LARGEST_REL_DIFF:
+        raise RunError(
+            f"the deploy form's scores differ from the train form's by {worst:.2g} of the largest",
+            hint="the weights are written, but do not deploy them before this is understood",
+        )
+    return found
+
+
+def _trained_id(plan: Plan) -> str:
+    spec, _ = nets.spec_of(plan.spec, plan.name, plan.lab)
+    return spec.spec_id
+
+
+def compare_forms(plan: Plan, state: dict[str, Tensor], images: Iterable[Any], preprocess: nn.Module) -> dict[str, Any]:
+    """Train and deploy form on validation images, in float32 on the CPU: the largest difference, and changed answers.
+
+    `forms_rel_diff` is the largest difference of a score over the largest score; null for another library's net.
+    """
+    spec, kinds = nets.spec_of(plan.spec, plan.name, plan.lab)
+    net, _ = nets.make(spec, kinds, plan.num_classes)
+    if not isinstance(net, build.Backbone):
+        return {"forms_rel_diff": None, "forms_images": 0, "forms_other_answers": 0}
+    net.load_state_dict(state)
+    _settle_progress(net)
+    net.eval()
+    fused = build.to_deploy(net, spec, kinds)
+    assert isinstance(fused, build.Backbone)
+    worst = largest = 0.0
+    seen = other = 0
+    preprocess = preprocess.to("cpu")
+    with torch.no_grad():
+        for batch in images:
+            x = preprocess(batch)["inputs"]
+            a, b = net.classify(x), fused.classify(x)
+            largest = max(largest, float(a.abs().max()))
+            worst = max(worst, float((a - b).abs().max()))
+            other += int((a.argmax(1) != b.argmax(1)).sum())
+            seen += len(x)
+            if seen >= COMPARED:
+                break
+    diff = worst / largest if largest and math.isfinite(worst) else math.inf
+    return {"forms_rel_diff": diff, "forms_images": seen, "forms_other_answers": other}
+
+
+def _settle_progress(net: nn.Module) -> None:
+    for module in net.modules():
+        teller = getattr(module, "set_progress", None)
+        if callable(teller):
+            teller(1.0)
+
+
+def write_card(plan: Plan, folder: Path) -> Path:
+    """The model card from the record."""
+    path = folder / card.CARD
+    partial = folder / f".{card.CARD}.{os.getpid()}.partial"
+    partial.write_text(card.text(plan, record.History.of(folder)), encoding="utf-8")
+    partial.replace(path)
+    return path

@@ -1,0 +1,139 @@
+"""Learning rates: scaled to the batch that is really used, then as mmengine's own schedulers.
+
+Linear scaling with a warm-up: Goyal et al. 2017, arXiv:1706.02677; square root for adaptive optimizers: Hoffer et al.
+2017, arXiv:1705.08741. Everything is counted in iterations, so that a schedule does not depend on how a loader counts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from bblab.pretraining.recipe import Recipe
+
+Rule = Literal["none", "linear", "sqrt"]
+RULES: tuple[Rule, ...] = ("none", "linear", "sqrt")
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """A recipe's learning rate at the batch of this run: `lr` = `recipe_lr` × `factor`.
+
+    `total_batch` images stand behind one optimizer step: batch × processes × accumulation. Warm-up and floor are shares
+    of the learning rate, so they scale with it.
+    """
+
+    recipe_lr: float
+    base_batch: int
+    batch_size: int
+    processes: int = 1
+    accumulation: int = 1
+    rule: Rule = "none"
+
+    @property
+    def total_batch(self) -> int:
+        return self.batch_size * self.processes * self.accumulation
+
+    @property
+    def factor(self) -> float:
+        ratio = self.total_batch / self.base_batch
+        return {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.rule]
+
+    @property
+    def lr(self) -> float:
+        return self.recipe_lr * self.factor
+
+    @property
+    def arithmetic(self) -> str:
+        """The sum as a person checks it: "0.5 × 512/1024 = 0.25"."""
+        share = f"{self.total_batch}/{self.base_batch}"
+        if self.rule == "linear":
+            return f"{self.recipe_lr:g} × {share} = {self.lr:.6g}"
+        if self.rule == "sqrt":
+            return f"{self.recipe_lr:g} × √({share}) = {self.lr:.6g}"
+        return f"{self.recipe_lr:g}"
+
+    @property
+    def batch_arithmetic(self) -> str:
+        """ "128 × 2 processes × 4 accumulated = 1024"; "512" where nothing multiplies it."""
+        parts = [str(self.batch_size)]
+        if self.processes > 1:
+            parts.append(f"{self.processes} processes")
+        if self.accumulation > 1:
+            parts.append(f"{self.accumulation} accumulated")
+        return " × ".join(parts) + (f" = {self.total_batch}" if len(parts) > 1 else "")
+
+    @property
+    def advice(self) -> str:
+        """What a person should know of a batch that is not the recipe's; "" where it is."""
+        if self.rule == "none" and self.total_batch != self.base_batch:
+            linear = self.recipe_lr * self.total_batch / self.base_batch
+            return (
+                f"the recipe's learning rate is for batch {self.base_batch}, this run has {self.total_batch}: "
+                f"--lr-scale would make it {linear:.6g}"
+            )
+        return ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "total_batch": self.total_batch,
+            "factor": self.factor,
+            "lr": self.lr,
+            "arithmetic": self.arithmetic,
+            "batch_arithmetic": self.batch_arithmetic,
+        }
+
+
+def iterations_per_epoch(images: int, batch_size: int, processes: int) -> int:
+    """Full batches that each process sees in an epoch; the rest is left out (batch norm cannot take one image)."""
+    return math.ceil(images / processes) // batch_size
+
+
+def schedulers(recipe: Recipe, iterations: int) -> list[dict[str, Any]]:
+    """The recipe's schedule as mmengine's param_scheduler, for epochs of `iterations`."""
+    total = recipe.epochs * iterations
+    warm = min(round(recipe.warmup_epochs * iterations), total - 1)
+    warm = warm if warm >= 2 else 0  # LinearLR needs two points
+    found: list[dict[str, Any]] = []
+    if warm and recipe.warmup == "linear":
+        start = max(recipe.warmup_start_factor, 1e-9)  # LinearLR multiplies: it cannot rise from 0
+        found.append({"type": "LinearLR", "start_factor": start, "by_epoch": False, "begin": 0, "end": warm})
+    elif warm:
+        share = recipe.warmup_start_factor
+        found.append({"type": "ConstantLR", "factor": share, "by_epoch": False, "begin": 0, "end": warm})
+    found += _main(recipe, iterations, warm, total)
+    if recipe.final_weight_decay is not None and recipe.weight_decay:
+        # A share of each group's own decay: an absolute floor would lift the norms, whose decay is 0.
+        share = recipe.final_weight_decay / recipe.weight_decay
+        found.append(
+            {
+                "type": "CosineAnnealingParamScheduler",
+                "param_name": "weight_decay",
+                "eta_min_ratio": share,
+                "T_max": total,
+                "by_epoch": False,
+                "begin": 0,
+                "end": total,
+            }
+        )
+    return found
+
+
+def _main(recipe: Recipe, iterations: int, begin: int, total: int) -> list[dict[str, Any]]:
+    floor = recipe.final_lr_ratio
+    span = {"by_epoch": False, "begin": begin, "end": total}
+    if recipe.schedule == "cosine":
+        return [{"type": "CosineAnnealingLR", "T_max": total - begin, "eta_min_ratio": floor, **span}]
+    if recipe.schedule == "linear":
+        return [{"type": "LinearLR", "start_factor": 1.0, "end_factor": floor, **span}]
+    if recipe.schedule == "exponential":
+        size = max(1, round(recipe.step_epochs * iterations))
+        return [{"type": "StepLR", "step_size": size, "gamma": recipe.gamma, **span}]
+    if recipe.schedule == "step":
+        # Milestones are counted from the scheduler's own beginning.
+        at = [m * iterations - begin for m in recipe.milestones]
+        return [{"type": "MultiStepLR", "milestones": at, "gamma": recipe.gamma, **span}]
+    assert recipe.schedule == "constant", recipe.schedule
+    return []
