@@ -20,6 +20,7 @@ ABOUT = {
     "recipes": "List the pretraining recipes, each with its source.",
     "export": "Hand a backbone to a tracker trainer, or to the device.",
     "pretrain": "Train a spec on images with mmpretrain, at any batch size, and never lose a run.",
+    "runner": "Build or list the program that times nets on a phone or board.",
     "record": "Record the training and the scores of a tracker that was trained elsewhere.",
     "runs": "List stored runs, newest first.",
     "show": "Print a stored run whole.",

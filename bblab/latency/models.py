@@ -134,7 +134,8 @@ def _convert(candidate: Candidate, runtime: Runtime, path: Path) -> float:
         got = runtime.load(str(path), 1).run(x.numpy())
     finally:
         torch.set_num_threads(threads)  # a runtime made of torch has set its own
-    return checked_error(candidate.label, runtime.name, truth, got)
+    limit = getattr(runtime, "max_rel_error", MAX_REL_ERROR)
+    return checked_error(candidate.label, runtime.name, truth, got, limit)
 
 
 def check_image(shape: tuple[int, ...]) -> Tensor:
@@ -171,8 +172,8 @@ def flat_outputs(module: nn.Module, x: Tensor) -> list[Tensor]:
     return walk(module(x))
 
 
-def checked_error(label: str, runtime: str, truth: list[Any], got: Any) -> float:
-    """The largest relative error over the outputs. Raises CannotConvert if non-finite or above MAX_REL_ERROR."""
+def checked_error(label: str, runtime: str, truth: list[Any], got: Any, limit: float = MAX_REL_ERROR) -> float:
+    """The largest relative error over the outputs. Raises CannotConvert if non-finite or above the limit."""
     import numpy as np
 
     if len(truth) != len(got):
@@ -190,11 +191,11 @@ def checked_error(label: str, runtime: str, truth: list[Any], got: Any) -> float
         scale, difference = float(np.abs(a).max(initial=0.0)), float(np.abs(a - b).max(initial=0.0))
         # An output that vanished altogether can only be compared in absolute terms.
         error = difference / scale if scale > 0 else difference
-        if not math.isfinite(error) or error > MAX_REL_ERROR:
+        if not math.isfinite(error) or error > limit:
             raise CannotConvert(
                 label,
                 f"{label}: output {place} in {runtime} is off torch's by {error:.2g} of its maximum, "
-                f"over {MAX_REL_ERROR:g}",
+                f"over {limit:g}",
                 hint="its latency would be another net's; look for an operation that the conversion changes",
             )
         worst = max(worst, error)

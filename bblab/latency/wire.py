@@ -6,6 +6,8 @@
     BBLAB {"kind": "speed", "round": 0, "wall_s": 0.0031, "cpu_s": 0.0031}
     BBLAB {"kind": "call", "round": 0, "model": 2, "wall_s": 0.0123, "cpu_s": 0.0122}
     ...                                    (speed, one call a model; after the last round one more speed)
+    BBLAB {"kind": "layer", "round": 0, "model": 2, "place": 0, "name": "conv_12", "type": "Convolution",
+           "wall_s": 0.000412}             (only where the request has per_layer: after each call, its layers)
     BBLAB {"kind": "end", "rounds": 5}
     BBLAB {"kind": "error", "message": "..."}      (instead of the rest, followed by an exit code other than 0)
 
@@ -17,6 +19,12 @@ The request is one JSON line on standard input: {"wire": 1, "runtime", "threads"
 "models": [{"label", "path", "input": [1, 3, 255, 255]}], "orders": [[2, 0, 1], ...]}: one list of model places a
 round, and "pace_s", the least time from the start of one call to the start of the next (0: back to back), spent
 asleep and outside every time. The seed fills the inputs. A worker shuffles nothing itself: it does as it is told.
+`"per_layer": true` asks for the times of layers; a worker that cannot tell them says `error`.
+
+A `layer` is one that ran during the call before it, `place` its turn from 0, `name` and `type` the engine's own,
+`wall_s` its time alone, without the layers it waited for: over a call they sum to less than the call. Taking them
+costs time, so calls with layers are not compared with calls without. The runner adds `output`, the layer's map as
+[C, H, W], empty where it has several inputs. Keys that a reader does not know are passed over.
 
 Other lines (a library that prints) are foreign: they are kept for the error message and otherwise passed over. A
 tagged line that cannot be read is an error, never skipped: a lost sample is not a fast one.
@@ -70,6 +78,17 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Layer:
+    kind: ClassVar[str] = "layer"
+    round: int
+    model: int
+    place: int
+    name: str
+    type: str
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     kind: ClassVar[str] = "end"
     rounds: int
@@ -81,8 +100,8 @@ class Failure:
     message: str
 
 
-Message = Union[Hello, Ready, Speed, Call, End, Failure]  # noqa: UP007  read by Pythons before 3.10 on boards
-_KINDS: dict[str, type[Message]] = {cls.kind: cls for cls in (Hello, Ready, Speed, Call, End, Failure)}
+Message = Union[Hello, Ready, Speed, Call, Layer, End, Failure]  # noqa: UP007  read by Pythons before 3.10 on boards
+_KINDS: dict[str, type[Message]] = {cls.kind: cls for cls in (Hello, Ready, Speed, Call, Layer, End, Failure)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +122,7 @@ class Request:
     models: tuple[ModelFile, ...]
     orders: tuple[tuple[int, ...], ...]
     pace_s: float = 0.0  # least time from the start of a call to the start of the next
+    per_layer: bool = False
     wire: int = VERSION
 
     @property
@@ -184,6 +204,7 @@ def parse_request(line: str) -> Request:
             models,
             orders,
             record["pace_s"],
+            bool(record.get("per_layer", False)),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise _broken(line, f"not a request ({type(error).__name__}: {error})") from None

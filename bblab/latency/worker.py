@@ -118,6 +118,8 @@ def main(source: TextIO, sink: TextIO) -> int:
     from bblab.latency import runtimes
 
     request = wire.parse_request(source.readline())
+    if request.per_layer:
+        raise RuntimeError("this worker does not tell the times of layers; the runner built with --per-layer does")
     runtime = runtimes.find(request.runtime)
     say([wire.Hello(request.runtime, runtime.version(), runtime.precision, SPEEDOMETER)])
     calls = load(request)

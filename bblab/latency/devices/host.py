@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from bblab.errors import BblabError, RunError
-from bblab.latency import conditions, wire
+from bblab.latency import conditions, runtimes, wire
 from bblab.latency.devices import DEVICES, talk
 
 FAREWELL_S = 10.0  # for a worker that has said its last word to exit
@@ -24,13 +24,18 @@ FAREWELL_S = 10.0  # for a worker that has said its last word to exit
 WORKER = (sys.executable, "-P", "-m", "bblab.latency.worker")
 
 
+def _worker(request: wire.Request) -> tuple[str, ...]:
+    """bblab's own worker, or the program that is the runtime."""
+    return runtimes.program(request.runtime, per_layer=request.per_layer) or WORKER
+
+
 @DEVICES("host")
 class Host:
     """`command` replaces the worker, for tests and for runners in other languages."""
 
     name = "host"
 
-    def __init__(self, address: str = "", *, command: Sequence[str] = WORKER) -> None:
+    def __init__(self, address: str = "", *, command: Sequence[str] = ()) -> None:
         if address:
             raise BblabError(f"no device 'host:{address}'", hint="the host has no address: say 'host'")
         self._command = tuple(command)
@@ -51,7 +56,7 @@ class Host:
 
     def run(self, request: wire.Request, *, silence_s: float) -> Generator[wire.Message]:
         process = subprocess.Popen(
-            self._command,
+            self._command or _worker(request),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -14,6 +14,7 @@ The command line, the same on every device:
         Read one request line (`wire.Request`) from standard input, measure, say one tagged JSON line a message.
         `runtime` and `threads` are taken from the request; a model is the .ncnn.zip that bblab converts to, at its
         path on the device; `input` is 1, C, H, W. The seed fills the inputs (not with numpy's numbers).
+        No models and empty orders are allowed: then it says its speedometer only.
         `"per_layer": true` in the request adds `layer` lines after each call, in a build made with per_layer=True.
     runner [--cpus ...] --speedometer N
         N `speed` lines: is the device as cool as it was?
@@ -37,9 +38,9 @@ Importing this loads nothing heavy. Nothing of it was run on a phone yet: under 
 
 from __future__ import annotations
 
-from bblab.latency.runner.build import ARCHES, Build, about, build, builds, built, host_arch
+from bblab.latency.runner.build import ARCHES, Build, about, build, builds, built, host_arch, toolchain
 
-__all__ = ["ARCHES", "Build", "about", "arguments", "build", "builds", "built", "host_arch"]
+__all__ = ["ARCHES", "Build", "about", "arguments", "build", "builds", "built", "host_arch", "toolchain"]
 
 
 def arguments(*, precision: str = "float32", cpus: tuple[int, ...] = (), limit_s: int | None = None) -> tuple[str, ...]:

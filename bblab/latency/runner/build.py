@@ -12,7 +12,6 @@ only that is compiled again.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -109,7 +108,7 @@ def built(arch: str, *, per_layer: bool = False) -> Path | None:
 def builds() -> list[Build]:
     """Every whole runner in the cache, those of older recipes too; of one kind, the newest ncnn last."""
     found = []
-    recipe = _recipe()
+    recipe = _hash(_recipe())
     for file in sorted(_folder().glob("*/build.json")):
         path = file.with_name("runner")
         try:
@@ -204,7 +203,7 @@ def build(
     before anything is downloaded, and RunError with the compiler's last words.
     """
     tell = on_progress or (lambda done, total, seconds_left, text: None)
-    tools = toolchain(_known(arch))
+    tools = toolchain(arch)
     archive = source.named(sdist) if sdist else None
     tell(0, 0, None, "looking for ncnn's source")
     archive = archive or _remembered_sdist(version or _installed_ncnn()) or _listed(version)
@@ -213,23 +212,35 @@ def build(
     digest = archive.sha256
     path = source.fetch(archive, folder / "sdist", lambda done, all_: tell(done, all_, None, "fetching ncnn's source"))
     digest = digest or source.sha256(path)
-    library = _key(digest, arch, per_layer, tools.compiler, ("CMakeLists.txt",))
-    key = _key(digest, arch, per_layer, tools.compiler, RECIPE)
+    recipe = _recipe()  # as it is now: an update of bblab meanwhile makes another runner
+    about_build = [digest, arch, per_layer, tools.compiler]
+    library = _hash([*about_build, recipe["CMakeLists.txt"]])
+    key = _hash([*about_build, recipe])
     target = folder / f"{arch}{'-per-layer' if per_layer else ''}-{key}"
     with _alone(folder / "build" / f"{library}.lock", tell):
         if not _is_whole(target):
             unpacked = _unpack(path, folder / "src" / digest[:20], tell)
             work = folder / "build" / library
+            _lay_out(recipe, work / "recipe")
             program = _compile(unpacked, work, archive.version, per_layer, tools, jobs, tell)
             check_program(program, arch)
             if arch == host_arch():
                 _check_about(program, archive.version, per_layer)
-            _publish(program, target, arch, per_layer, archive.version, digest, tools.compiler)
+            record = {
+                "arch": arch,
+                "per_layer": per_layer,
+                "ncnn": archive.version,
+                "compiler": tools.compiler,
+                "sdist_sha256": digest,
+                "recipe": _hash(recipe),
+            }
+            _publish(program, target, record)
     return target / "runner"
 
 
 def toolchain(arch: str) -> Toolchain:
     """The compiler and CMake for an architecture. Raises BblabError with the command that installs what is missing."""
+    _known(arch)
     if sys.platform != "linux":
         raise BblabError(
             f"the runner is built on Linux, this is {sys.platform}",
@@ -306,21 +317,19 @@ def _noted(found: source.Sdist) -> source.Sdist:
     return found
 
 
-def _recipe(names: Sequence[str] = RECIPE) -> str:
-    digest = hashlib.sha256()
-    for name in names:
-        digest.update((HERE / name).read_bytes())
-    return digest.hexdigest()[:20]
+def _recipe() -> dict[str, str]:
+    return {name: (HERE / name).read_text(encoding="utf-8") for name in RECIPE}
 
 
-def _key(sdist_sha256: str, arch: str, per_layer: bool, compiler: str, recipe: Sequence[str]) -> str:
-    parts = (sdist_sha256, _recipe(recipe), arch, per_layer, compiler)
+def _hash(parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
 
 @contextmanager
 def _alone(lock: Path, tell: Progress) -> Iterator[None]:
     """Hold a lock that a killed process lets go of."""
+    import fcntl  # Windows has none; it does not come so far
+
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         try:
@@ -387,15 +396,18 @@ def configure_command(unpacked: Path, work: Path, version: str, per_layer: bool,
     ]
 
 
+def _lay_out(recipe: Mapping[str, str], folder: Path) -> None:
+    """The recipe's files, of which only those are written that differ: their times decide what is compiled again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in recipe.items():
+        path = folder / name
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            _write(path, text)
+
+
 def _compile(
     unpacked: Path, work: Path, version: str, per_layer: bool, tools: Toolchain, jobs: int | None, tell: Progress
 ) -> Path:
-    recipe = work / "recipe"
-    recipe.mkdir(parents=True, exist_ok=True)
-    for name in RECIPE:  # only what differs: times of files decide what ninja compiles again
-        text, path = (HERE / name).read_text(encoding="utf-8"), recipe / name
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            _write(path, text)
     tell(0, 0, None, "configuring")
     _run(configure_command(unpacked, work, version, per_layer, tools), lambda line: None)
     began = time.monotonic()
@@ -463,25 +475,14 @@ def _check_about(program: Path, version: str, per_layer: bool) -> None:
         raise RunError(f"the built runner says it is {said['ncnn']}, per layer {said['per_layer']}: not what was asked")
 
 
-def _publish(
-    program: Path, target: Path, arch: str, per_layer: bool, version: str, sdist_sha256: str, compiler: str
-) -> None:
+def _publish(program: Path, target: Path, record: Mapping[str, Any]) -> None:
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
         shutil.copy(program, partial / "runner")
         (partial / "runner").chmod(0o755)
-        record = {
-            "arch": arch,
-            "per_layer": per_layer,
-            "ncnn": version,
-            "compiler": compiler,
-            "bytes": program.stat().st_size,
-            "sha256": source.sha256(partial / "runner"),
-            "sdist_sha256": sdist_sha256,
-            "recipe": _recipe(),
-        }
-        _write(partial / "build.json", json.dumps(record, indent=1))
+        file = {"bytes": program.stat().st_size, "sha256": source.sha256(partial / "runner")}
+        _write(partial / "build.json", json.dumps({**record, **file}, indent=1))
         if target.exists():  # damaged since
             shutil.rmtree(target)
         partial.replace(target)
