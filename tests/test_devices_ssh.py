@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from bblab.errors import BblabError, RunError
-from bblab.latency import Broken, Candidate, Plan, devices, measure, wire
+from bblab.latency import Broken, Candidate, Plan, devices, measure, wire, worker
 from bblab.latency.devices import bundle, remote
 from bblab.latency.devices.ssh import parse_address
 
@@ -233,7 +233,7 @@ def test_the_same_device_opens_again_and_sends_a_file_once(board: Board, tmp_pat
         with device:
             place = device.send(file)
             assert device.send(file) == place
-            assert Path(place).read_bytes() == file.read_bytes()
+            assert Path(device.folder, place).read_bytes() == file.read_bytes()
             assert len(board.left()) == 1
         assert board.left() == []
 
@@ -499,7 +499,8 @@ def test_two_measurements_at_once_on_one_board_are_refused(board: Board) -> None
 @needs_sshd
 def test_the_speedometer_runs_alone(board: Board) -> None:
     with board.device() as device:
-        assert 0 < remote.speedometer_s(device, "ort") < 10
+        name, seconds = remote.speedometer_s(device, "ort", readings=3)
+        assert name == worker.SPEEDOMETER and 0 < seconds < 10
 
 
 @needs_sshd

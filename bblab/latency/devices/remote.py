@@ -18,9 +18,8 @@ import os
 import platform
 import shlex
 import tempfile
-import time
 import uuid
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,9 +99,10 @@ class Remote:
     base: str  # folder on the device in which ours is made
     lock_name: str
     cores: str = "big"
+    is_phone: bool = False
     engine_for: Callable[[Remote, str], Engine]
     read_state: Callable[[Remote], dict[str, Any]]
-    first_look: Callable[[Remote], None] = lambda remote: None
+    cool: Callable[[Remote, str, Tell], None] | None = None
     remarks: list[str] = field(default_factory=list)
     foreign_lines: int = 0
     folder: str = ""
@@ -126,7 +126,6 @@ class Remote:
         try:
             self.link.open()
             self._settle_in()
-            self.first_look(self)
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -171,7 +170,7 @@ class Remote:
         if cleared:
             self.remark(f"cleared {cleared} folder(s) that an earlier run had left on the device")
         if made.code != 0:
-            reason = Said(made.code, "", made.err).reason()
+            reason = Said(made.code, "\n".join(x for x in told if not x.startswith("#bblab")), made.err).reason()
             raise RunError(
                 f"{self.name}: no folder can be made in {self.base}: {reason}",
                 hint="free some space there, or name another folder with --folder",
@@ -193,11 +192,16 @@ class Remote:
         """Raises BblabError where the open device cannot run this runtime."""
         self._engine(runtime)
 
+    def settle(self, runtime: str, threads: int, tell: Tell) -> None:
+        """Wait until the device has cooled down, where its kind knows how to tell."""
+        if self.cool is not None:
+            self.cool(self, runtime, tell)
+
     def send(self, path: Path) -> str:
         if path not in self._sent:
-            place = f"{self.folder}/m{len(self._sent)}-{path.name}"
-            self.link.put(path.read_bytes(), place)
-            self._sent[path] = place
+            name = f"m{len(self._sent)}-{path.name}"  # from where the worker stands
+            self.link.put(path.read_bytes(), f"{self.folder}/{name}")
+            self._sent[path] = name
         return self._sent[path]
 
     def conditions(self) -> dict[str, Any]:
@@ -274,16 +278,28 @@ class Remote:
 # Speedometer alone ----------------------------------------------------------------------------------------------
 
 
-def speedometer_s(remote: Remote, runtime: str, silence_s: float = 60.0) -> float:
-    """CPU seconds of the fixed kernel on the device now: a worker without models or rounds."""
-    request = wire.Request(runtime, 1, 3, 0, (), ())
+def speedometer_s(remote: Remote, runtime: str, readings: int = 20, silence_s: float = 60.0) -> tuple[str, float]:
+    """The fixed kernel's name and its CPU seconds on the device now: a worker without models, the best of `readings`.
+
+    The best, since an idle phone's clock takes some milliseconds to rise.
+    """
+    request = wire.Request(runtime, 1, 3, 0, (), ((),) * readings)
+    name, found = "", []
     with contextlib.closing(remote.run(request, silence_s=silence_s)) as messages:
-        return min(m.cpu_s for m in messages if isinstance(m, wire.Speed))
+        for message in messages:
+            if isinstance(message, wire.Hello):
+                name = message.speedometer
+            elif isinstance(message, wire.Speed):
+                found.append(message.cpu_s)
+    if not found:
+        raise RunError(f"the worker on {remote.name} gave no speedometer")
+    return name, min(found)
 
 
 # The runner and the worker --------------------------------------------------------------------------------------
 
 RUNNER_RUNTIME = "ncnn"
+UNVERIFIED = "bblab's static runner has not been verified on a real phone: see bblab devices"
 
 
 def static_runner(remote: Remote, runtime: str) -> Engine:
@@ -300,7 +316,7 @@ def static_runner(remote: Remote, runtime: str) -> Engine:
             f"{remote.name} needs bblab's runner for {remote.arch}, which has not been built here",
             hint=f"bblab runner build {normal_arch(remote.arch)}",
         )
-    return Engine(pushed_program(remote, path, "runner"))
+    return Engine(pushed_program(remote, path, "runner"), note=UNVERIFIED if remote.is_phone else "")
 
 
 def pushed_program(remote: Remote, path: Path, name: str) -> str:
@@ -313,7 +329,7 @@ def pushed_program(remote: Remote, path: Path, name: str) -> str:
             f"{remote.name} does not let programs start from {remote.base}: {done.reason()}",
             hint="its folder is mounted noexec: name another with --folder",
         )
-    return shlex.quote(place)
+    return f"./{name}"
 
 
 def normal_arch(machine: str) -> str:
@@ -420,31 +436,3 @@ def _locked(name: str, device: str) -> IO[str]:
     file.write(str(os.getpid()))
     file.flush()
     return file
-
-
-def wait_until(
-    is_fit: Callable[[], str],
-    tell: Tell,
-    *,
-    limit_s: float,
-    every_s: float,
-    clock: Callable[[], float],
-    sleep: Callable[[float], object],
-) -> str:
-    """Ask `is_fit` (empty: yes; else why not) until it is, or `limit_s` is over; the last reason."""
-    began = clock()
-    while True:
-        reason = is_fit()
-        left = limit_s - (clock() - began)
-        if not reason or left <= 0:
-            return reason
-        tell(f"cooling down, {left:.0f} s at most: {reason}")
-        sleep(min(every_s, max(0.1, left)))
-
-
-def now() -> float:
-    return time.monotonic()
-
-
-def listed(names: Sequence[str]) -> str:
-    return ", ".join(names) if names else "none"
