@@ -28,7 +28,6 @@ def register(app: typer.Typer) -> None:
 def build(
     arches: Annotated[list[str] | None, typer.Argument(metavar="[ARCH]...", help=ARCHES_HELP)] = None,
     arch: Annotated[list[str] | None, typer.Option("--arch", metavar="ARCH", help="The same, as an option.")] = None,
-    per_layer: Annotated[bool, typer.Option("--per-layer", help="One that also takes the time of each layer.")] = False,
     ncnn: Annotated[
         str | None, typer.Option("--ncnn", metavar="VERSION", help="ncnn's version; that of the installed one.")
     ] = None,
@@ -56,7 +55,7 @@ def build(
     for name in wanted:
         with common.progress_bar(quiet=json == "-") as tell:
             try:
-                path = runner.build(name, per_layer=per_layer, version=ncnn, sdist=sdist, jobs=jobs, on_progress=tell)
+                path = runner.build(name, version=ncnn, sdist=sdist, jobs=jobs, on_progress=tell)
             except KeyboardInterrupt:
                 raise RunError("stopped by hand", hint="run it again: it goes on where it stopped") from None
         made += [b for b in runner.builds() if b.path == path]
@@ -98,14 +97,13 @@ def _print(found: list[Any]) -> None:
     table = tables.plain([("runner", "left"), ("ncnn", "left"), ("size", "right"), ("compiler", "left"), ("", "left")])
     for b in found:
         old = "" if b.is_current else "of an older bblab: build it again"
-        table.add_row(b.label, b.ncnn, common.megabytes(b.bytes), b.compiler, old)
+        table.add_row(b.arch, b.ncnn, common.megabytes(b.bytes), b.compiler, old)
     common.console().print(table)
 
 
 def _row(b: Any) -> dict[str, Any]:
     return {
         "arch": b.arch,
-        "per_layer": b.per_layer,
         "ncnn": b.ncnn,
         "compiler": b.compiler,
         "bytes": b.bytes,

@@ -119,7 +119,7 @@ def main(source: TextIO, sink: TextIO) -> int:
 
     request = wire.parse_request(source.readline())
     if request.per_layer:
-        raise RuntimeError("this worker does not tell the times of layers; the runner built with --per-layer does")
+        raise RuntimeError("this worker does not tell the times of layers; the runtime ncnn-static does")
     runtime = runtimes.find(request.runtime)
     say([wire.Hello(request.runtime, runtime.version(), runtime.precision, SPEEDOMETER)])
     calls = load(request)

@@ -26,7 +26,7 @@ WORKER = (sys.executable, "-P", "-m", "bblab.latency.worker")
 
 def _worker(request: wire.Request) -> tuple[str, ...]:
     """bblab's own worker, or the program that is the runtime."""
-    return runtimes.program(request.runtime, per_layer=request.per_layer) or WORKER
+    return runtimes.program(request.runtime) or WORKER
 
 
 @DEVICES("host")

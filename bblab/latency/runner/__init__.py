@@ -15,7 +15,7 @@ The command line, the same on every device:
         `runtime` and `threads` are taken from the request; a model is the .ncnn.zip that bblab converts to, at its
         path on the device; `input` is 1, C, H, W. The seed fills the inputs (not with numpy's numbers).
         No models and empty orders are allowed: then it says its speedometer only.
-        `"per_layer": true` in the request adds `layer` lines after each call, in a build made with per_layer=True.
+        `"per_layer": true` in the request adds `layer` lines after each call.
     runner [--cpus ...] --speedometer N
         N `speed` lines: is the device as cool as it was?
     runner [--threads N] [--precision P] --compute MODEL 1,3,255,255 IN OUT
@@ -23,9 +23,9 @@ The command line, the same on every device:
         BBLAB {"kind": "output", "place": 0, "name": "out0", "shape": [96, 16, 16], "precision": "float32"}
     runner --about
         BBLAB {"kind": "about", "program": "bblab-runner", "wire": 1, "ncnn": "1.0.20261020", "arch": "aarch64",
-        "per_layer": false, "compiler": "12.2.0", "speedometer": "xorshift64-2000000", "float16": "float16",
-        "cpus": [0, 1]}: `float16` is what --precision float16 would compute with here: "float16", "float16 storage"
-        (half as large in memory, computed in float32) or "none"
+        "compiler": "12.2.0", "speedometer": "xorshift64-2000000", "float16": "float16", "cpus": [0, 1]}
+        `float16` is what --precision float16 would compute with here: "float16", "float16 storage" (half as large in
+        memory, computed in float32) or "none".
 
 --cpus is refused, not half obeyed, where the system gives other cores than were asked. --limit (600 s) is the longest
 that loading a model or one call may take before the runner ends itself: a phone whose cable was pulled is not left

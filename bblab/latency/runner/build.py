@@ -3,7 +3,7 @@
     <cache>/runner/sdist/ncnn-VERSION.tar.gz           as the index has it
     <cache>/runner/src/HASH/                           unpacked
     <cache>/runner/build/KEY/                          where the compiler works; a killed build goes on from here
-    <cache>/runner/ARCH[-per-layer]-KEY/{runner,build.json}    whole, or not there: renamed into place at the end
+    <cache>/runner/ARCH-KEY/{runner,build.json}    whole, or not there: renamed into place at the end
 
 The keys are hashes of the sdist, of CMakeLists.txt, of the architecture and the compiler, and for the finished runner
 of runner.cpp too. The folder of a build is kept (12 MB for aarch64, 41 MB for x86-64): after a change of runner.cpp
@@ -53,16 +53,11 @@ class Build:
 
     path: Path
     arch: str
-    per_layer: bool
     ncnn: str
     compiler: str
     bytes: int
     sha256: str
     is_current: bool  # made by this bblab's recipe
-
-    @property
-    def label(self) -> str:
-        return f"{self.arch}{', per layer' if self.per_layer else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,23 +85,23 @@ def _folder() -> Path:
 # What is there ---------------------------------------------------------------------------------------------------
 
 
-def built(arch: str, *, per_layer: bool = False) -> Path | None:
+def built(arch: str) -> Path | None:
     """The runner of an architecture, made by this bblab's recipe; None where there is none yet.
 
-    `BBLAB_RUNNER_AARCH64` (or _X86_64) names one of the user's own, built with an NDK for example; it is then asked
-    for both kinds. Raises BblabError for an unknown architecture and for a file of the user's that is no such program.
+    `BBLAB_RUNNER_AARCH64` (or _X86_64) names one of the user's own, built with an NDK for example. Raises BblabError for
+    an unknown architecture and for a file of the user's that is no such program.
     """
     arch = _known(arch)
     if own := os.environ.get(f"BBLAB_RUNNER_{arch.upper()}"):
         path = Path(own).expanduser()
         check_program(path, arch)
         return path
-    fits = [b for b in builds() if b.arch == arch and b.per_layer == per_layer and b.is_current]
+    fits = [b for b in builds() if b.arch == arch and b.is_current]
     return fits[-1].path if fits else None
 
 
 def builds() -> list[Build]:
-    """Every whole runner in the cache, those of older recipes too; of one kind, the newest ncnn last."""
+    """Every whole runner in the cache, those of older recipes too; of one architecture, the newest ncnn last."""
     found = []
     recipe = _hash(_recipe())
     for file in sorted(_folder().glob("*/build.json")):
@@ -119,7 +114,6 @@ def builds() -> list[Build]:
                 Build(
                     path,
                     record["arch"],
-                    record["per_layer"],
                     record["ncnn"],
                     record["compiler"],
                     record["bytes"],
@@ -129,7 +123,7 @@ def builds() -> list[Build]:
             )
         except (OSError, ValueError, KeyError, TypeError):
             continue  # cut off, or of another bblab
-    return sorted(found, key=lambda b: (b.arch, b.per_layer, [int(n) for n in re.findall(r"\d+", b.ncnn)]))
+    return sorted(found, key=lambda b: (b.arch, [int(n) for n in re.findall(r"\d+", b.ncnn)]))
 
 
 def about(path: Path, *, prefix: Sequence[str] = ()) -> dict[str, Any]:
@@ -187,7 +181,6 @@ def _known(arch: str) -> str:
 def build(
     arch: str,
     *,
-    per_layer: bool = False,
     version: str | None = None,
     sdist: Path | None = None,
     jobs: int | None = None,
@@ -196,8 +189,7 @@ def build(
     """The runner of an architecture, built now (2 to 4 minutes on 2 cores) or remembered.
 
     `version` is ncnn's; left out, that of the installed ncnn, so that both are the same engine, else the newest on
-    the index. `sdist` names an archive that is here already. With `per_layer`, ncnn takes the time of each layer, and
-    the sums differ from an ordinary build's by the cost of two clock readings a layer.
+    the index. `sdist` names an archive that is here already.
 
     A build that was stopped goes on where it was. Raises BblabError, with the command that installs what is missing,
     before anything is downloaded, and RunError with the compiler's last words.
@@ -213,22 +205,21 @@ def build(
     path = source.fetch(archive, folder / "sdist", lambda done, all_: tell(done, all_, None, "fetching ncnn's source"))
     digest = digest or source.sha256(path)
     recipe = _recipe()  # as it is now: an update of bblab meanwhile makes another runner
-    about_build = [digest, arch, per_layer, tools.compiler]
+    about_build = [digest, arch, tools.compiler]
     library = _hash([*about_build, recipe["CMakeLists.txt"]])
     key = _hash([*about_build, recipe])
-    target = folder / f"{arch}{'-per-layer' if per_layer else ''}-{key}"
+    target = folder / f"{arch}-{key}"
     with _alone(folder / "build" / f"{library}.lock", tell):
         if not _is_whole(target):
             unpacked = _unpack(path, folder / "src" / digest[:20], tell)
             work = folder / "build" / library
             _lay_out(recipe, work / "recipe")
-            program = _compile(unpacked, work, archive.version, per_layer, tools, jobs, tell)
+            program = _compile(unpacked, work, archive.version, tools, jobs, tell)
             check_program(program, arch)
             if arch == host_arch():
-                _check_about(program, archive.version, per_layer)
+                _check_about(program, archive.version)
             record = {
                 "arch": arch,
-                "per_layer": per_layer,
                 "ncnn": archive.version,
                 "compiler": tools.compiler,
                 "sdist_sha256": digest,
@@ -382,7 +373,7 @@ def _unpack(archive: Path, target: Path, tell: Progress) -> Path:
     return target
 
 
-def configure_command(unpacked: Path, work: Path, version: str, per_layer: bool, tools: Toolchain) -> list[str]:
+def configure_command(unpacked: Path, work: Path, version: str, tools: Toolchain) -> list[str]:
     """The CMake command that prepares a build."""
     return [
         tools.cmake,
@@ -392,7 +383,6 @@ def configure_command(unpacked: Path, work: Path, version: str, per_layer: bool,
         *tools.options,
         f"-DNCNN_SOURCE={unpacked}",
         f"-DNCNN_VERSION={version.rpartition('.')[2]}",
-        f"-DPER_LAYER={'ON' if per_layer else 'OFF'}",
     ]
 
 
@@ -405,11 +395,9 @@ def _lay_out(recipe: Mapping[str, str], folder: Path) -> None:
             _write(path, text)
 
 
-def _compile(
-    unpacked: Path, work: Path, version: str, per_layer: bool, tools: Toolchain, jobs: int | None, tell: Progress
-) -> Path:
+def _compile(unpacked: Path, work: Path, version: str, tools: Toolchain, jobs: int | None, tell: Progress) -> Path:
     tell(0, 0, None, "configuring")
-    _run(configure_command(unpacked, work, version, per_layer, tools), lambda line: None)
+    _run(configure_command(unpacked, work, version, tools), lambda line: None)
     began = time.monotonic()
     first: list[int] = []
 
@@ -469,10 +457,10 @@ def _run(command: Sequence[str], heard: Callable[[str], None]) -> None:
         )
 
 
-def _check_about(program: Path, version: str, per_layer: bool) -> None:
-    said = about(program)
-    if (said["ncnn"], said["per_layer"]) != (version, per_layer):
-        raise RunError(f"the built runner says it is {said['ncnn']}, per layer {said['per_layer']}: not what was asked")
+def _check_about(program: Path, version: str) -> None:
+    said = about(program)["ncnn"]
+    if said != version:
+        raise RunError(f"the built runner says it is ncnn {said}, not {version}")
 
 
 def _publish(program: Path, target: Path, record: Mapping[str, Any]) -> None:

@@ -44,12 +44,6 @@ constexpr const char* kArch = "x86_64";
 constexpr const char* kArch = "other";
 #endif
 
-#ifdef BBLAB_PER_LAYER
-constexpr bool kPerLayer = true;
-#else
-constexpr bool kPerLayer = false;
-#endif
-
 // A mistake to be told in one line; `code` 2 is a wrong command line, 1 anything else.
 struct Stop : std::runtime_error {
     explicit Stop(const std::string& words, int code = 1) : std::runtime_error(words), code(code) {}
@@ -428,8 +422,6 @@ Request parse_request(const std::string& text) {
     request.pace_s = field(json, "pace_s", Json::kNumber).num;
     if (request.pace_s < 0 || request.pace_s > 3600) throw Stop("\"pace_s\" is not between 0 and 3600 s");
     if (const Json* asked = json.find("per_layer")) request.per_layer = asked->type == Json::kBool && asked->num != 0;
-    if (request.per_layer && !kPerLayer)
-        throw Stop("this runner was built without times of layers: bblab runner build --per-layer");
     return request;
 }
 
@@ -821,7 +813,6 @@ void about() {
             .add("wire", static_cast<long>(kWire))
             .add("ncnn", BBLAB_NCNN_VERSION)
             .add("arch", kArch)
-            .yes("per_layer", kPerLayer)
             .add("compiler", __VERSION__)
             .add("speedometer", kSpeedometer)
             .add("float16", half)
@@ -939,10 +930,9 @@ int run(int argc, char** argv) {
 
 }  // namespace
 
-#ifdef BBLAB_PER_LAYER
-// In the place of ncnn's own, by the linker's --wrap (see CMakeLists.txt).
+// In the place of ncnn's own, by the linker's --wrap (see CMakeLists.txt): ncnn calls them around every layer.
 extern "C" {
-double __wrap__ZN4ncnn16get_current_timeEv() { return 1e3 * wall(); }
+double __wrap__ZN4ncnn16get_current_timeEv() { return layers_wanted ? 1e3 * wall() : 0; }
 
 void __wrap__ZN4ncnn9benchmarkEPKNS_5LayerEdd(const ncnn::Layer* layer, double start_ms, double end_ms) {
     if (layers_wanted) layer_times.push_back({layer->name, layer->type, 1e-3 * (end_ms - start_ms), {}});
@@ -953,7 +943,6 @@ void __wrap__ZN4ncnn9benchmarkEPKNS_5LayerERKNS_3MatERS4_dd(
     if (layers_wanted) layer_times.push_back({layer->name, layer->type, 1e-3 * (end_ms - start_ms), shape_of(top)});
 }
 }
-#endif
 
 int main(int argc, char** argv) {
     // Our own copy of standard output; whatever a library prints there goes to standard error from now on.

@@ -63,7 +63,7 @@ class Runtime(Protocol):
     A runtime that needs torch in the worker says `uses_torch = True`; one that computes elsewhere than on the CPU says
     so with `processor = "cuda"`, and is then compared by paired wall time (CPU time would be that of waiting).
     One that can time its operators has `profiled(path, threads) -> Profiled`.
-    One that is a program of its own, speaking the wire, has `program(arch, per_layer=False) -> tuple[str, ...]`: its
+    One that is a program of its own, speaking the wire, has `program(arch) -> tuple[str, ...]`: its
     path here, made for that architecture (empty: this one's), then its arguments. A device runs it in the place of
     bblab's worker.
     One that is less exact than float32 says how far its outputs may be off torch's with `max_rel_error`.
@@ -117,13 +117,13 @@ def profiled(runtime: Runtime, path: str, threads: int) -> Profiled:
     return made
 
 
-def program(runtime: str, arch: str = "", *, per_layer: bool = False) -> tuple[str, ...]:
+def program(runtime: str, arch: str = "") -> tuple[str, ...]:
     """The command that is this runtime on a machine of that architecture; empty for one in bblab's own worker.
 
     Raises BblabError, with the command that makes it, where the program is not there yet.
     """
     own = getattr(find(runtime), "program", None) if runtime in names() else None
-    return tuple(own(arch, per_layer=per_layer)) if own else ()
+    return tuple(own(arch)) if own else ()
 
 
 def module_path(scope: str) -> str:

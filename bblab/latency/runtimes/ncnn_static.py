@@ -78,7 +78,7 @@ class NcnnStatic:
             fits = [b.ncnn for b in runner.builds() if b.arch == arch and b.is_current]
             if fits:
                 return fits[-1]
-        raise self._missing("")
+        raise self._missing()
 
     def settings(self) -> str:
         return Ncnn().settings()
@@ -93,18 +93,18 @@ class NcnnStatic:
             return _Program(self.program(), path, threads)
         return Ncnn().load(path, threads)
 
-    def program(self, arch: str = "", *, per_layer: bool = False) -> tuple[str, ...]:
+    def program(self, arch: str = "") -> tuple[str, ...]:
         runner = _room()
         arch = arch or runner.host_arch()
-        path = runner.built(arch, per_layer=per_layer)
+        path = runner.built(arch)
         if path is None:
-            raise self._missing(f" {arch}" + (" --per-layer" if per_layer else ""))
+            raise self._missing(arch)
         return (str(path), *runner.arguments(precision=self.precision))
 
-    def _missing(self, what: str) -> BblabError:
+    def _missing(self, arch: str = "") -> BblabError:
         return BblabError(
-            f"the runtime {self.name!r} needs bblab's runner{f' for{what}' if what else ''}, which is not built yet",
-            hint="bblab runner build" + what.replace(" ", " --arch ", 1),
+            f"the runtime {self.name!r} needs bblab's runner{f' for {arch}' if arch else ''}, which is not built yet",
+            hint=f"bblab runner build {arch}".rstrip(),
             exit_code=1,
         )
 
