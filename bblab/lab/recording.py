@@ -110,20 +110,25 @@ def record(
     notes: list[str] = []
     stated = [_stated(text, epoch, notes) for text in scores]
     exported: int | None = None
-    earlier: list[Run] = []
+    trainings: list[Run] = []
     known_scores: list[Run] = []
     if lab.store_path.exists():
         with lab.notebook(read_only=True) as store:
             exported = None if export is None else _export(store, spec, export)
-            earlier = store.runs(kind=TRAINING, spec_id=spec.spec_id)
+            trainings = store.runs(kind=TRAINING)
             known_scores = store.runs(kind=SCORE, spec_id=spec.spec_id)
     elif export is not None:
         raise BblabError(f"no export {export!r}: this lab has no notebook yet", hint="bblab export SPEC writes one")
+    earlier = [run for run in trainings if run.spec_id == spec.spec_id]
     log = _read(logs, earlier, on_progress) if logs else None
     found = stated + (_of_tables(log, benchmark, tracker, epoch, notes) if log is not None else [])
     verdicts = tuple(_judged(rule, log) for rule in rules) if log is not None else ()
     if log is not None:
         notes += log.notes
+        hashes = {f.sha256 for f in log.files}
+        other = next((r for r in trainings if r.spec_id != spec.spec_id and hashes & _hashes(r)), None)
+        if other is not None:
+            notes.append(f"the same log is recorded of another net, too: run {other.id}, of {other.name}")
 
     same, continued, new_epochs = _compared(log, earlier)
     rows: list[NewRun] = []
@@ -298,15 +303,18 @@ def _compared(log: Log | None, earlier: Sequence[Run]) -> tuple[Run | None, Run 
     complete = [e.epoch for e in log.epochs if log.last_complete is not None and e.epoch <= log.last_complete]
     hashes = {f.sha256 for f in log.files} | {h for f in log.files for h in f.prefixes.values()}
     for run in earlier:
-        files = [f for f in run.inputs.get("logs") or [] if isinstance(f, dict)]
-        if not files or not {f.get("sha256") for f in files} <= hashes:
+        before = _hashes(run)
+        if not before or not before <= hashes:
             continue
         known = {p.get("epoch") for p in run.result.get("curve") or [] if p.get("is_complete")}
         fresh = tuple(e for e in complete if e not in known)
-        again = [] if fresh else [f for f in log.files if f.sha256 not in {k.get("sha256") for k in files}]
-        changed = bool(again) and _differs(log, run)
+        changed = not fresh and any(f.sha256 not in before for f in log.files) and _differs(log, run)
         return (None, run, fresh) if fresh or changed else (run, None, ())
     return None, None, tuple(e.epoch for e in log.epochs)
+
+
+def _hashes(run: Run) -> set[str]:
+    return {str(f.get("sha256")) for f in run.inputs.get("logs") or [] if isinstance(f, dict)}
 
 
 def _differs(log: Log, run: Run) -> bool:
@@ -392,27 +400,33 @@ def _verdict(v: Verdict) -> dict[str, Any]:
 
 
 def _export(store: Store, spec: ArchSpec, export: str) -> int:
-    """The row of the export of this id: the row's number, or the beginning of the id that its manifest carries."""
-    known = [r for r in store.runs() if r.kind in ("export", "handover")]
-    found = None
-    if export.isdigit():
-        found = next((r for r in known if r.id == int(export)), None)
-        if found is None:
-            other = store.get(int(export))
-            hint = near(export, [str(r.id) for r in known]) if known else "bblab export SPEC --for nanotrack writes one"
-            raise BblabError(f"run {other.id} is a {other.kind}, not an export", hint=hint)
-    else:
-        for run in known:
-            ids = [run.result.get("export_id"), run.inputs.get("export_id"), run.result.get("id"), run.inputs.get("id")]
-            if any(isinstance(i, str) and len(export) >= 4 and i.startswith(export) for i in ids):
-                found = run
-                break
+    """The row of the export of this id: the id of its manifest, or the beginning of it, or the row's number."""
+    known = store.runs(kind="export")
+    wanted = export.strip()
+    found = next((r for r in known if wanted and str(r.result.get("export_id", "")) == wanted), None)
+    found = found or next((r for r in known if str(r.id) == wanted), None)
+    if found is None and len(wanted) >= 4:
+        found = next((r for r in known if str(r.result.get("export_id", "")).startswith(wanted)), None)
     if found is None:
-        hint = f"known: {', '.join(str(r.id) for r in known[:20])}" if known else "bblab export SPEC writes one"
-        raise BblabError(f"no export {export!r} in the notebook", hint=hint)
+        if wanted.isdigit() and len(wanted) < 12 and (other := _kind(store, int(wanted))):
+            raise BblabError(f"run {wanted} is a {other}, not an export", hint=_known_exports(known))
+        raise BblabError(f"no export {export!r} in the notebook", hint=_known_exports(known))
     if found.spec_id != spec.spec_id:
         raise BblabError(
             f"export {export} is of {found.name} ({found.spec_id}), not of {spec.name} ({spec.spec_id})",
             hint=f"bblab record {found.name} ... if that was trained",
         )
     return found.id
+
+
+def _kind(store: Store, run_id: int) -> str:
+    try:
+        return store.get(run_id).kind
+    except BblabError:
+        return ""
+
+
+def _known_exports(known: Sequence[Run]) -> str:
+    if not known:
+        return "bblab export SPEC --for nanotrack --out DIR writes one and says its id"
+    return "known: " + ", ".join(f"{r.result.get('export_id') or r.id} ({r.name})" for r in known[:8])

@@ -338,7 +338,6 @@ class _Reader:
         self._names: dict[str, None] = {}
         self._first_header = self._last_header = ""
         self._unfrozen_after: int | None = None
-        self._is_unfrozen = False
         self._passes: list[tuple[int, int]] = []
         self._tables = _Tables()
 
@@ -361,7 +360,6 @@ class _Reader:
         if "start training backbone" in text:
             self._close_record()
             self._unfrozen_after = self._open.epoch if self._open else 0
-            self._is_unfrozen = True
         if self._record is not None and not self._more(text):
             self._close_record()
 
@@ -445,13 +443,17 @@ class _Reader:
             return
         lines = self._open.lines
         if lines and self._record_at and lines[-1].iteration == self._record_at:
-            lines.pop()  # the same line twice: printed and logged into one file
+            # Twice the same line: printed and logged into one file, or a progress bar drawn again. Other values: a
+            # second pass that begins where the first one ended.
+            if lines[-1].values != values and self._open.trainer != "video_analyst":
+                lines.clear()
+                self._passes.append((self._open.epoch, self._open.epoch))
+            else:
+                lines.pop()
         lines.append(_Line(self._record_at, values))
         self.num_understood += 1
         for name in values:
             self._names.setdefault(name)
-        if self._is_unfrozen:
-            self._unfrozen_after, self._is_unfrozen = self._open.epoch, False
 
     def _close_epoch(self) -> None:
         self._close_record()
@@ -532,7 +534,8 @@ def printed(trainer: str) -> Printed:
 def _may_be_cut(items: Sequence[re.Match[str]], tail: str) -> bool:
     """Whether the last number of a line may lack digits: fewer than its neighbours have, or no mean where they do."""
     *others, last = items
-    if last.end() != len(tail.rstrip("\r\n")) or last["mean"]:
+    rest = tail[last.end() :].strip("\r\n")
+    if (rest and not rest.lstrip().startswith("(")) or last["mean"]:
         return False
     others = [o for o in others if _plain(o["name"]) not in _NOT_LOSSES]
     if any(o["mean"] for o in others):
