@@ -251,3 +251,13 @@ def test_the_lab_records_without_the_command(lab: Path, train_log: Path) -> None
     assert [(s.metric.name, s.value) for s in done.scores] == [("got10k_val_ao", 0.604)]
     with pytest.raises(BblabError):
         Lab(lab).record(SPEC)
+
+
+def test_a_long_curve_does_not_hide_other_runs_from_find(bblab: Command, lab: Path, train_log: Path) -> None:
+    bblab("record", SPEC, "--metric", "vot2018_eao=0.5")
+    train_log.write_text(training(dict.fromkeys(range(1, 101), 0.5)))
+    bblab("record", SPEC, "--log", train_log)
+    ran = bblab("find", "0.5")
+    assert ran.out.count("result.curve") == 3 and "result.value" in ran.out
+    # 100 epochs, each with cls_loss, total_loss and its last value, less the three that are shown
+    assert "and 297 more such values in run 2" in ran.out

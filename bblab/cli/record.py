@@ -135,7 +135,8 @@ def _draw_training(done: Recorded, out: Console) -> None:
          (f"epoch {end.epoch}", "right"), ("last printed", "right"), ("", "left")]
     )  # fmt: skip
     for name in log.names:
-        curve = {e: v for e, v in log.curve(name).items() if v is not None}
+        # Six digits, as stored: what differs behind them is the order of adding.
+        curve = {e: float(f"{v:.6g}") for e, v in log.curve(name).items() if v is not None}
         if not curve:
             drawn.add_row(name, "no number", "", "", "", "", "")
             continue
