@@ -6,6 +6,7 @@ mmpretrain uses, so that an image is unusable here if and only if it would end a
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -85,10 +86,8 @@ def header(data: bytes) -> Header:
 
 def orientation(data: bytes) -> int:
     """The EXIF orientation, 1 (upright) to 8. Cameras turn a picture by this mark; OpenCV obeys it, simplejpeg not."""
-    if b"Exif\0\0" not in data[:65_536]:
-        return 1
     at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+    while at + 4 <= len(data) and data[at] == 0xFF and (0xE0 <= data[at + 1] <= 0xEF or data[at + 1] == 0xFE):
         size = int.from_bytes(data[at + 2 : at + 4], "big")
         if data[at + 1] == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
             return _from_tiff(data[at + 10 : at + 2 + size])
@@ -112,9 +111,25 @@ def _from_tiff(tiff: bytes) -> int:
     return 1
 
 
-def decode(data: bytes, head: Header | None = None, factor: int = 1) -> np.ndarray[Any, Any]:
+class Workspace:
+    """Memory for decoded pixels that is used again: fresh pages for each image cost a fifth of the decoding."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def of(self, size: int) -> bytearray:
+        if len(self._bytes) < size:
+            self._bytes = bytearray(size)
+        return self._bytes
+
+
+def decode(
+    data: bytes, head: Header | None = None, factor: int = 1, *, into: Workspace | None = None, is_rough: bool = False
+) -> np.ndarray[Any, Any]:
     """The picture, upright, height x width x 3, uint8 BGR; each side divided by `factor` (rounded up) if it is plain.
 
+    With `into` the pixels last until the next image is decoded there. `is_rough` repeats the colours of a subsampled
+    JPEG instead of smoothing them: 0.7 of 255 levels off in the mean (one photo, quality 90), a quarter faster.
     Raises BadImage.
     """
     import simplejpeg
@@ -122,10 +137,10 @@ def decode(data: bytes, head: Header | None = None, factor: int = 1) -> np.ndarr
     head = head or header(data)
     if head.is_plain:
         try:
-            if factor == 1:
-                return simplejpeg.decode_jpeg(data, "BGR")
-            least = {"min_height": -(-head.height // factor), "min_width": -(-head.width // factor)}
-            return simplejpeg.decode_jpeg(data, "BGR", min_factor=factor, **least)
+            height, width = -(-head.height // factor), -(-head.width // factor)
+            least = {"min_height": height, "min_width": width, "min_factor": factor} if factor > 1 else {}
+            buffer = into.of(height * width * 3) if into else None
+            return simplejpeg.decode_jpeg(data, "BGR", fastupsample=is_rough, buffer=buffer, **least)
         except ValueError as error:
             if "Premature end" in str(error):
                 raise BadImage("truncated") from None
@@ -189,11 +204,10 @@ def read_file(path: str) -> bytes:
     """The bytes of a local file. Raises BadImage for one that is missing, unreadable or too large."""
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path for each of a million files costs time
-            data = file.read(MAX_FILE_BYTES + 1)
+            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+                raise BadImage("too large (above 256 MB)")
+            return file.read()
     except FileNotFoundError:
         raise BadImage("missing") from None
     except OSError as error:
         raise BadImage(f"unreadable ({error.strerror})") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise BadImage("too large (above 256 MB)")
-    return data

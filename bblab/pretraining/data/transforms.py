@@ -27,7 +27,7 @@ from bblab.errors import BblabError, RunError
 from bblab.pretraining.data import images
 
 OnBad = Literal["error", "skip", "blank"]
-AREA_ABOVE = 1.5  # shrinking by more averages areas (five times the cost); below that, linear sampling hardly aliases
+AREA_ABOVE = 2.0  # linear sampling reads every pixel up to here; beyond, areas are averaged at five times the cost
 _INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
@@ -117,11 +117,13 @@ class LoadRandomCropFast(_Loads):
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
         interpolation: str = "bilinear",
+        is_rough: bool = True,
         on_bad: OnBad = "error",
         bad_list: str | None = None,
     ) -> None:
         super().__init__(on_bad, bad_list)
-        self.px, self.scale, self.flip = px, tuple(scale), flip
+        self.px, self.scale, self.flip, self.is_rough = px, tuple(scale), flip, is_rough
+        self.space = images.Workspace()
         self.log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
         self.ratio = tuple(ratio)
         self.interpolation = _INTERPOLATIONS[interpolation]
@@ -145,7 +147,7 @@ class LoadRandomCropFast(_Loads):
             height, width = head.height, head.width
             top, left, h, w = self.box(height, width)
             factor = images.factor_for(h, w, px, px)
-            image = images.decode(data, head, factor)
+            image = images.decode(data, head, factor, into=self.space, is_rough=self.is_rough)
         else:
             image = images.decode(data, head)
             height, width = image.shape[:2]
