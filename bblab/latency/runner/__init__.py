@@ -5,7 +5,7 @@
 
 It does what `worker.py` does, in the same words (`wire.py`): it warms up, says `ready`, then runs the rounds in the
 order it is told, each bracketed by its speedometer, with wall and CPU time of every call. It is made of `runner.cpp`
-here and of ncnn's own source (`source.py`, `build.py`), linked statically with glibc, so that it needs nothing on the
+here and of ncnn's own source (`source.py`, `making.py`), linked statically with glibc, so that it needs nothing on the
 device but a Linux kernel.
 
 The command line, the same on every device:
@@ -38,9 +38,9 @@ Importing this loads nothing heavy. Nothing of it was run on a phone yet: under 
 
 from __future__ import annotations
 
-from bblab.latency.runner.build import ARCHES, Build, about, build, builds, built, host_arch, toolchain
+from bblab.latency.runner.making import ARCHES, Build, about, build, builds, built, engine, host_arch, toolchain
 
-__all__ = ["ARCHES", "Build", "about", "arguments", "build", "builds", "built", "host_arch", "toolchain"]
+__all__ = ["ARCHES", "Build", "about", "arguments", "build", "builds", "built", "engine", "host_arch", "toolchain"]
 
 
 def arguments(*, precision: str = "float32", cpus: tuple[int, ...] = (), limit_s: int | None = None) -> tuple[str, ...]:

@@ -72,12 +72,11 @@ class NcnnStatic:
     pip = Ncnn.pip
 
     def version(self) -> str:
-        """Of the newest runner here, of whatever architecture: the host need not be able to run it."""
+        """Of this machine's runner, else of another's: the host need not be able to run it."""
         runner = _room()
-        for arch in (runner.host_arch(), *runner.ARCHES):
-            fits = [b.ncnn for b in runner.builds() if b.arch == arch and b.is_current]
-            if fits:
-                return fits[-1]
+        for arch in sorted(runner.ARCHES, key=lambda arch: arch != runner.host_arch()):
+            if path := runner.built(arch):
+                return str(runner.engine(path))
         raise self._missing()
 
     def settings(self) -> str:

@@ -88,8 +88,8 @@ def _folder() -> Path:
 def built(arch: str) -> Path | None:
     """The runner of an architecture, made by this bblab's recipe; None where there is none yet.
 
-    `BBLAB_RUNNER_AARCH64` (or _X86_64) names one of the user's own, built with an NDK for example. Raises BblabError for
-    an unknown architecture and for a file of the user's that is no such program.
+    `BBLAB_RUNNER_AARCH64` (or _X86_64) names one of the user's own, built with an NDK for example. Raises BblabError
+    for an unknown architecture and for a file of the user's that is no such program.
     """
     arch = _known(arch)
     if own := os.environ.get(f"BBLAB_RUNNER_{arch.upper()}"):
@@ -124,6 +124,17 @@ def builds() -> list[Build]:
         except (OSError, ValueError, KeyError, TypeError):
             continue  # cut off, or of another bblab
     return sorted(found, key=lambda b: (b.arch, [int(n) for n in re.findall(r"\d+", b.ncnn)]))
+
+
+def engine(path: Path) -> str:
+    """The ncnn version of a runner; of the user's own that cannot be run here, the beginning of its hash."""
+    for b in builds():
+        if b.path == path:
+            return b.ncnn
+    try:
+        return str(about(path)["ncnn"])
+    except RunError:
+        return f"own {source.sha256(path)[:8]}"
 
 
 def about(path: Path, *, prefix: Sequence[str] = ()) -> dict[str, Any]:
