@@ -811,6 +811,13 @@ class Lab:
 
         return blocktables.estimate(self, references, **how)
 
+    @_to_stderr
+    def bench_pipeline(self, references: Sequence[str | ArchSpec], **how: Any) -> Measured:
+        """A tracker's frame, stage by stage, with each spec as its backbone; see `benching.pipeline`."""
+        from bblab.lab import benching
+
+        return benching.pipeline(self, references, **how)
+
     # ------------------------------------------------------------------------------------------ weights
 
     def import_weights(
