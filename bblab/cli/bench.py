@@ -58,6 +58,9 @@ def bench(
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Each net beside the sum of its blocks, and that sum's error.")
     ] = False,
+    pipeline: Annotated[
+        bool, typer.Option("--pipeline", help="A tracker's frame: crop, backbone, head, decoding; also at --fps (30).")
+    ] = False,
     csv: Annotated[str | None, typer.Option("--csv", metavar="FILE|-", help="Write the table as CSV.")] = None,
     json: common.JsonOption = None,
     lab: common.LabOption = None,
@@ -73,7 +76,7 @@ def bench(
     if json == "-" and csv == "-":
         raise BblabError("--json - and --csv - both want stdout", hint="give one of them a file")
     machine = "-" in (json, csv)
-    asked = {"--per-op": per_op, "--blocks": blocks, "--estimate": estimate}
+    asked = {"--per-op": per_op, "--blocks": blocks, "--estimate": estimate, "--pipeline": pipeline}
     mode = bench_parts.one_mode(asked, specs, device=device, fps=fps, reference=reference, budget=budget)
     opened = common.open_lab(lab)
     how = bench_parts.How(opened, machine, json, csv)
@@ -86,6 +89,10 @@ def bench(
     if mode == "--estimate":
         return bench_parts.estimate(
             how, specs or [], edits or [], names(runtime), counts(threads), forms(form), pixels(size), budget
+        )
+    if mode == "--pipeline":
+        return bench_parts.pipeline(
+            how, specs or [], edits or [], names(runtime), counts(threads), forms(form), fps or 30.0
         )
     specs = specs or []
     plan = Plan(max_processes=11) if budget is None else Plan(max_processes=100, budget_s=budget)

@@ -1,4 +1,4 @@
-"""What `bblab bench` measures inside or beside whole nets: --per-op, --blocks, --estimate."""
+"""What `bblab bench` measures inside or beside whole nets: --per-op, --blocks, --estimate, --pipeline."""
 
 from __future__ import annotations
 
@@ -50,10 +50,13 @@ def one_mode(
         "--per-op": {"--fps": fps, "--reference": reference, "--budget": budget},
         "--blocks": {"--fps": fps, "--reference": reference, "a spec": specs or None},
         "--estimate": {"--fps": fps, "--reference": reference},
+        "--pipeline": {"--reference": reference, "--budget": budget},
     }
     for option, value in useless.get(mode, {}).items():
         if value is not None:
             raise BblabError(f"{option} has no meaning with {mode}", hint="leave it out")
+    if fps is not None and not 1 <= fps <= 1000:
+        raise BblabError(f"--fps {fps:g}", hint="frames a second from 1 to 1000")
     return mode
 
 
@@ -114,7 +117,7 @@ def _compared(c: Mapping[str, Any]) -> str:
 
 def _one_form(forms: Any) -> Any:
     if len(forms) > 1:
-        raise BblabError("--form both", hint="blocks are timed in one form: deploy (the default) or train")
+        raise BblabError("--form both", hint="here one form is timed: deploy (the default) or train")
     return forms[0]
 
 
@@ -152,6 +155,23 @@ def _accuracy(a: Mapping[str, Any]) -> str:
         f"{where}over {a['nets']} nets the sum of the blocks is off by {a['mean_error']:+.1%} on average, "
         f"sd {a['sd_error']:.1%}, at worst {a['worst_error']:+.1%}; {order}"
     )
+
+
+def pipeline(
+    how: How,
+    specs: Sequence[str],
+    edits: Sequence[str],
+    runtimes: Sequence[str],
+    threads: Sequence[int],
+    forms: Any,
+    fps: float,
+) -> None:
+    with common.progress_bar(quiet=how.machine) as tell:
+        done = how.lab.bench_pipeline(
+            specs, edits=edits, runtimes=runtimes, threads=threads, form=_one_form(forms), fps=fps, on_progress=tell
+        )
+    show(how, done, ("pipeline",), "pipelines")
+    finish(how, done, f"bblab bench {specs[0]} --per-op")
 
 
 def show(how: How, done: Measured, names: Sequence[str], key: str, extra: Mapping[str, Any] | None = None) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bblab.lab import Lab, Progress
     from bblab.latency import protocol
     from bblab.latency.perop import Place
+    from bblab.latency.pipeline import Tracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,10 @@ def per_op(
                     state = {"before": dict(times.conditions_before), "after": dict(times.conditions_after)}
                     row = {**row, "conditions": state}
                     if store:
-                        row = stored(lab, "operators", spec, row, ASKED, times.raw())
+                        try:
+                            row = stored(lab, "operators", spec, row, ASKED, times.raw())
+                        except RunError as error:
+                            problems.append(error)
                     rows.append(row)
     return Measured(tuple(rows), tuple(problems))
 
@@ -153,3 +157,76 @@ def _unit(layer: str) -> str:
     while depth < min(3, len(parts)) and parts[depth].isdigit():
         depth += 1
     return ".".join(parts[:depth])
+
+
+# The tracker's pipeline -------------------------------------------------------------------------------------------
+
+PIPELINE_ASKED = (
+    "spec", "device", "runtime", "runtime_version", "form", "precision", "threads", "template_px", "search_px", "head",
+    "photo", "resized_by", "frame",
+)  # fmt: skip
+
+
+def pipeline(
+    lab: Lab,
+    references: Sequence[str | ArchSpec],
+    *,
+    edits: Sequence[str] = (),
+    runtimes: Sequence[str] = ("ort",),
+    threads: Sequence[int] = (1,),
+    form: Form = "deploy",
+    fps: float = 30.0,
+    store: bool = True,
+    on_progress: Progress | None = None,
+) -> Measured:
+    """A tracker's frame with each spec as its backbone: one row a spec, runtime and number of threads."""
+    from bblab.latency import pipeline as stages
+    from bblab.latency import runtimes as engines
+
+    trackers = [(spec, tracker(lab, spec, form)) for spec in lab.every(references, edits)]
+    for name in runtimes:
+        engines.find(name).version()
+    rows: list[Mapping[str, Any]] = []
+    problems: list[BblabError] = []
+    for spec, nets in trackers:
+        for runtime in runtimes:
+            for count in threads:
+                try:
+                    split = stages.measure(nets, runtime=runtime, threads=count, fps=fps, on_progress=on_progress)
+                except RunError as error:
+                    problems.append(error)
+                    continue
+                state = {"before": dict(split.conditions_before), "after": dict(split.conditions_after)}
+                row: Mapping[str, Any] = {"label": spec.name, **split.to_json(), "conditions": state}
+                if store:
+                    try:
+                        row = stored(lab, "pipeline", spec, row, PIPELINE_ASKED, split.raw())
+                    except RunError as error:
+                        problems.append(error)
+                rows.append(row)
+    return Measured(tuple(rows), tuple(problems))
+
+
+def tracker(lab: Lab, spec: ArchSpec, form: Form) -> Tracker:
+    """The nets of a tracker around a backbone, whose last tap the head takes. Raises BblabError where none fits."""
+    from bblab.latency import trackerhead
+    from bblab.latency.pipeline import Tracker
+
+    sizes = spec.sizes_px
+    maps = []
+    for side in (sizes.template, sizes.search):
+        cost = lab.analyst.cost(spec, form, (side, side))
+        if not cost.taps:
+            raise BblabError(f"{spec.name} gives no map to correlate", hint="cut it at a stage: NAME@s16")
+        maps.append(cost.taps[-1])
+    small, large = maps
+    head = trackerhead.candidate(large.channels, (small.height, small.width), (large.height, large.width))
+    return Tracker(
+        lab.candidate(spec, form, (sizes.template, sizes.template)),
+        lab.candidate(spec, form, (sizes.search, sizes.search)),
+        head,
+        large.channels,
+        (small.height, small.width),
+        (large.height, large.width),
+        max(1, round(sizes.search / large.height)) if large.stride is None else round(large.stride),
+    )
