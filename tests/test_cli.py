@@ -242,6 +242,16 @@ def test_check_fails_on_an_unwaived_error_only(bblab: Callable[..., Any], spec_f
     assert bblab("profile", spec_file(text), "--no-latency", "--no-verify").code == 0
 
 
+def test_what_is_said_of_several_places_is_said_once(bblab: Callable[..., Any]) -> None:
+    whole = bblab("check", "googlenet").out
+    assert whole.count("parallel branches") == 1  # of nine modules
+    flat = " ".join(whole.split())
+    assert "stage3.1, stage3.2, stage4.1, stage4.2, stage4.3, stage4.4, stage4.5, stage5.1, stage5.2:" in flat
+    assert "googlenet 11 notes" in flat
+    card = " ".join(bblab("profile", "googlenet", "--no-latency", "--no-verify").out.split())
+    assert "stage3.1, stage3.2, stage4.1 and 6 more: 4 parallel branches" in card
+
+
 def test_the_mistakes_of_several_specs_come_together(bblab: Callable[..., Any], spec_file: Callable[..., Path]) -> None:
     one, two = spec_file("stages: 5", "one"), spec_file("stages: {a: {block: covn}}", "two")
     for command in ("check", "profile"):

@@ -4,8 +4,10 @@ import dataclasses
 import errno
 import json
 import os
+import pickle
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -487,6 +489,15 @@ def test_a_file_that_cannot_be_used_is_told_with_a_remedy(lab: Lab, tmp_path: Pa
         lab.import_weights(small(), str(broken(kind, tmp_path)))
     assert said in caught.value.message and caught.value.hint
     assert not (lab.folder / "weights").exists()
+
+
+def test_a_plain_pickle_is_refused_without_torchs_own_warning(lab: Lab, tmp_path: Path) -> None:
+    path = tmp_path / "old.pth"
+    path.write_bytes(pickle.dumps({"state_dict": Foreign()}))  # protocol 4: torch.load warns of it before it refuses
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(BblabError, match="is refused"):
+            lab.import_weights(small(), str(path))
 
 
 def test_nothing_half_written_is_left(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,12 +45,15 @@ def _findings(row: Mapping[str, Any]) -> RenderableType:
             text.append(f" ({waived} waived)", style="dim")
         return text
     table = Table.grid(padding=(0, 1))
-    loud = [f for f in open_ones if f["severity"] != "note"]
-    quiet = [f for f in open_ones if f["severity"] == "note"]
-    for f in [*loud, *quiet[: max(0, 4 - len(loud))]]:
+    folded = _folded(open_ones)
+    loud = [(f, places) for f, places in folded if f["severity"] != "note"]
+    quiet = [(f, places) for f, places in folded if f["severity"] == "note"]
+    room = max(0, 4 - len(loud))
+    for f, places in [*loud, *quiet[:room]]:
         mark, style = MARKS[f["severity"]]
-        table.add_row(Text(mark, style=style), Text(f["rule"], style=style), Text(f"{f['where']}: {f['message']}"))
-    hidden = len(quiet) - len(quiet[: max(0, 4 - len(loud))])
+        message = f"{_places(places, 3)}: {f['message']}"
+        table.add_row(Text(mark, style=style), Text(f["rule"], style=style), Text(message))
+    hidden = sum(len(places) for _, places in quiet[room:])
     rest = [f"{hidden} more note{'s' * (hidden > 1)}"] if hidden else []
     rest += [f"{waived} waived"] if waived else []
     if rest:
@@ -58,15 +61,34 @@ def _findings(row: Mapping[str, Any]) -> RenderableType:
     return table
 
 
-def finding_lines(findings: list[Mapping[str, Any]]) -> Table:
-    """Every finding with its source, for `bblab check`."""
-    table = Table.grid(padding=(0, 1))
+Folded = list[tuple[Mapping[str, Any], list[str]]]
+
+
+def _folded(findings: list[Mapping[str, Any]]) -> Folded:
+    """Findings that say the same of several places, as one with its places; in the order of the first of each."""
+    found: dict[tuple[Any, ...], tuple[Mapping[str, Any], list[str]]] = {}
     for f in findings:
+        key = tuple(str(value) for name, value in sorted(f.items()) if name != "where")
+        found.setdefault(key, (f, []))[1].append(f["where"])
+    return list(found.values())
+
+
+def _places(places: list[str], most: int) -> str:
+    if len(places) <= most + 1:
+        return ", ".join(places)
+    return f"{', '.join(places[:most])} and {len(places) - most} more"
+
+
+def finding_lines(findings: list[Mapping[str, Any]]) -> Table:
+    """Every finding with its source, for `bblab check`. What is said of several places is said once."""
+    table = Table.grid(padding=(0, 1))
+    for f, places in _folded(findings):
         mark, style = MARKS[f["severity"]]
-        message = Text(f"{f['where']}: {f['message']}")
+        said = f"{_places(places, 40)}: {f['message']}"
+        message = Text(said)
         if f["waived"]:
             mark, style = "~", "dim"
-            message = Text(f"{f['where']}: {f['message']} — waived: {f['waived_because']}", style="dim")
+            message = Text(f"{said} — waived: {f['waived_because']}", style="dim")
         message.append(f"  [{f['source']}]", style="dim")
         table.add_row(Text(mark, style=style), Text(f["rule"], style=style), message)
     return table

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 import pickle
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -110,7 +111,9 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
 
 def _read_checkpoint(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's doubts about a pickle that is then read, or refused in words
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         said = str(error)
         foreign = said.partition("GLOBAL ")[2].split(" ")[0].rstrip(".") if "GLOBAL " in said else ""
