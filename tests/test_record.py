@@ -261,3 +261,11 @@ def test_a_long_curve_does_not_hide_other_runs_from_find(bblab: Command, lab: Pa
     assert ran.out.count("result.curve") == 3 and "result.value" in ran.out
     # 100 epochs, each with cls_loss, total_loss and its last value, less the three that are shown
     assert "and 297 more such values in run 2" in ran.out
+
+
+def test_a_close_call_is_said(bblab: Command, train_log: Path) -> None:
+    # Two prints of an epoch of 40: their mean is 0.25, the bracket of the last one 0.35.
+    line = "Epoch: [1][{i}/40] lr: 0.01\n\ttotal_loss: {v} ({m})\n"
+    train_log.write_text(line.format(i=20, v=0.3, m=0.3) + line.format(i=0, v=0.2, m=0.35))
+    ran = bblab("record", SPEC, "--log", train_log, "--stop-if", "total_loss > 0.3 at epoch 1")
+    assert ran.code == 0 and "a close call: total_loss was 0.35 as printed last" in ran.out

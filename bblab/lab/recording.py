@@ -19,7 +19,7 @@ from bblab.store import NewRun, Run, Store
 
 if TYPE_CHECKING:
     from bblab.lab import Lab, Progress
-    from bblab.tracking.gates import Verdict
+    from bblab.tracking.gates import Gate, Verdict
     from bblab.tracking.logs import Log
     from bblab.tracking.metrics import Metric
 
@@ -122,7 +122,7 @@ def record(
     earlier = [run for run in trainings if run.spec_id == spec.spec_id]
     log = _read(logs, earlier, on_progress) if logs else None
     found = stated + (_of_tables(log, benchmark, tracker, epoch, notes) if log is not None else [])
-    verdicts = tuple(_judged(rule, log) for rule in rules) if log is not None else ()
+    verdicts = tuple(_judged(rule, log, notes) for rule in rules) if log is not None else ()
     if log is not None:
         notes += log.notes
         hashes = {f.sha256 for f in log.files}
@@ -378,12 +378,21 @@ def _rounded(value: float) -> float | None:
 # ---- gates
 
 
-def _judged(rule: Any, log: Log) -> Verdict:
+def _judged(rule: Gate, log: Log, notes: list[str]) -> Verdict:
     from bblab.tracking import gates
 
     if not log.epochs:
         raise BblabError("the files hold no training, only tables of scores", hint="give the training's log, too")
-    return gates.judge(rule, log.curve(gates.column(rule.what, log.names, log.total)), log.last_complete)
+    name = gates.column(rule.what, log.names, log.total)
+    verdict = gates.judge(rule, log.curve(name), log.last_complete)
+    at = next((e for e in log.epochs if e.epoch == verdict.epoch), None)
+    if at is not None and verdict.value is not None and verdict.answer in ("stop", "go_on"):
+        last = at.lasts.get(name, verdict.value)
+        if rule.is_met(last) != (verdict.answer == "stop"):
+            notes.append(
+                f"a close call: {name} was {last:.4g} as printed last in epoch {at.epoch}, the rule takes the mean"
+            )
+    return verdict
 
 
 def _verdict(v: Verdict) -> dict[str, Any]:
