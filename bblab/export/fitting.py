@@ -94,9 +94,10 @@ class Change:
         }
 
 
-def maps(analyst: Analyst, spec: ArchSpec, target: Target) -> Maps:
-    """The spec's maps at the target's sizes. Raises SpecError where it cannot run there."""
-    sides = (target.template_px, target.search_px)
+def maps(analyst: Analyst, spec: ArchSpec, target: Target | None = None) -> Maps:
+    """The spec's maps at the target's sizes, else at its own. Raises SpecError where it cannot run there."""
+    own = spec.sizes_px
+    sides = (target.template_px, target.search_px) if target else (own.template, own.search)
     small, large = (analyst.cost(spec, "deploy", (side, side)) for side in sides)
     return Maps(small, large, *sides)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,12 +31,16 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One of several heads or packages of a trainer: what differs in its needs and its config."""
+    """One of several heads or packages of a trainer: what differs in its needs and its config.
+
+    replaces: fields of the target that are others here.
+    """
 
     about: str
     fits: tuple[Fit, ...] = ()
     channels: tuple[int, ...] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
+    replaces: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,4 +128,5 @@ def find(asked: str) -> tuple[Target, str]:
     if (colon or variant) and variant not in target.variants:
         listing = near(variant, target.variants) if target.variants else f"{name} has none: --for {name}"
         raise BblabError(f"target {name} has no variant {variant!r}", hint=listing)
-    return target, variant or next(iter(target.variants), "")
+    variant = variant or next(iter(target.variants), "")
+    return (replace(target, **target.variants[variant].replaces) if variant else target), variant

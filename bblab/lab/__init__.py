@@ -308,11 +308,29 @@ class Lab:
                 raise BblabError(f"{path} cannot be read: {error}", hint=f"its columns are {columns}") from None
         return found
 
-    def recipes(self) -> list[dict[str, Any]]:
-        """Every pretraining recipe of the rooms, as plain data."""
+    def recipes(self, name: str | None = None, rate: float | None = None, at_px: int = 224) -> list[dict[str, Any]]:
+        """Every pretraining recipe of the rooms, or the named one, as plain data with its cost.
+
+        `rate`: images/s that are trained at `at_px`, for the hours; else that of the newest training in the lab.
+        """
+        from bblab.lab import datasets
         from bblab.pretraining import recipe
 
-        return [asdict(r) for r in recipe.read_all(self.rooms)]
+        found = [recipe.find(name, self.rooms)] if name else recipe.read_all(self.rooms)
+        known = datasets.measured_rate(self) if rate is None else (rate, at_px, "")
+        return [{**asdict(r), "cost": datasets.costs(r, *known)} for r in found]
+
+    def check_data(self, folder: str | Path, **options: Any) -> Any:
+        """What is wrong with a data set, and its JSON; `options` as in `bblab.pretraining.data.check`."""
+        from bblab.lab import datasets
+
+        return datasets.check(self, folder, **options)
+
+    def prepare_data(self, folder: str | Path, out: str | Path, **options: Any) -> Any:
+        """A copy of a data set that loads fast, and its JSON; `options` as in `bblab.pretraining.data.prepare`."""
+        from bblab.lab import datasets
+
+        return datasets.prepare(self, folder, out, **options)
 
     def new(self, name: str, like: str, edits: Sequence[str] = ()) -> Path:
         """Write `arch_specs/NAME.yaml` of this lab as a copy of another spec, or of a cut of it. Never overwrites."""
@@ -882,6 +900,13 @@ class Lab:
         from bblab.lab import exporting
 
         return exporting.hand_over(self, reference, for_, out, **options)
+
+    @_to_stderr
+    def deploy(self, reference: str, to: str, out: Path | str, **options: Any) -> exporting.HandOver:
+        """The fused net as ONNX, ncnn or TorchScript files; `options` as in `exporting.deploy`."""
+        from bblab.lab import exporting
+
+        return exporting.deploy(self, reference, to, out, **options)
 
     # ------------------------------------------------------------------------------------------ the notebook
 

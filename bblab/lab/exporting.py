@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bblab.errors import BblabError
+from bblab.errors import BblabError, near
 from bblab.spec import ArchSpec
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from bblab.export.folder import Export
     from bblab.lab import Lab
 
+RUNTIMES = {"onnx": ("ort",), "ncnn": ("ncnn",), "torchscript": ("torch",)}
+"""The formats for the device, and whose stored latencies belong to each."""
 WITH_WEIGHTS = {"training": "weights", "import": "path"}
 """Kinds of rows that have weights, and where in their result the file's path stands."""
 
@@ -126,6 +128,87 @@ def _remedy(change: Change | None, chosen: Any, variant: str) -> str:
     }.get(chosen.padding, "other maps")
     at = f" at total stride {chosen.stride}" if chosen.stride else ""
     return f"{chosen.name} wants {rule}{at}; change the spec (bblab new), and look with: bblab profile"
+
+
+def deploy(
+    lab: Lab,
+    reference: str,
+    to: str,
+    out: Path | str,
+    *,
+    edits: Sequence[str] = (),
+    run: int | None = None,
+    weights: Path | str | None = None,
+    dynamic: bool = False,
+    normalise: str = "outside",
+    int8: bool = False,
+    calibrate: Path | str | None = None,
+    force: bool = False,
+    store: bool = True,
+) -> HandOver:
+    """Write the fused form of this spec for the device. See `Lab.deploy`."""
+    from bblab.export import fitting, folder, photos
+    from bblab.lab import code_version
+
+    if to not in RUNTIMES:
+        raise BblabError(f"no format {to!r}", hint=near(to, RUNTIMES))
+    if normalise not in ("inside", "outside"):
+        raise BblabError(f"--normalise {normalise!r}", hint="inside (the model takes BGR, 0 to 255) or outside")
+    if int8 and to != "onnx":
+        raise BblabError(f"--int8 is ONNX Runtime's quantisation, --to says {to}", hint="--to onnx --int8")
+    if calibrate is not None and not int8:
+        raise BblabError("--calibrate is for --int8", hint="add --int8, or leave --calibrate away")
+    if to == "ncnn":
+        from bblab.latency import runtimes
+
+        runtimes.find("ncnn").version()
+    spec = lab.spec(reference, edits)
+    if spec.input[0] != 3:
+        raise BblabError(f"{spec.name} takes {spec.input[0]} channels", hint="trackers feed three")
+    place = Path(out).expanduser()
+    folder.check_place(place, force=force)
+    images = photos.of_folder(Path(calibrate).expanduser()) if calibrate is not None else []
+    found = fitting.maps(lab.analyst, spec)
+    carried = _carried(lab, spec, run, weights)
+    from bblab.export import deploy as deploying
+
+    made = deploying.deploy(
+        spec,
+        lab.kinds,
+        carried,
+        found,
+        to=to,
+        dynamic=dynamic,
+        normalise="inside" if normalise == "inside" else "outside",
+        int8=int8,
+        calibration=images,
+        latency=_latencies(lab, spec, to),
+        code_version=code_version(),
+    )
+    left = folder.place(made.files, place, force=force)
+    warnings = [*carried.warnings, *made.warnings]
+    if left:
+        warnings.append(f"left alone in {place}: {', '.join(left[:6])}")
+    export = folder.Export(place, made.manifest, tuple(warnings))
+    return HandOver(export, spec, None, _stored(lab, spec, export, None) if store else None)
+
+
+def _latencies(lab: Lab, spec: ArchSpec, to: str) -> list[dict[str, Any]]:
+    """The newest stored timing of the deploy form on each device, by a runtime that runs this format."""
+    if not lab.store_path.is_file():
+        return []
+    with lab.notebook(read_only=True) as store:
+        rows = store.runs(kind="timing", spec_id=spec.spec_id, limit=200)
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        told = {**row.inputs, **row.result}
+        runtime = str(told.get("runtime", ""))
+        if told.get("form") != "deploy" or runtime.partition("-")[0] not in RUNTIMES[to]:
+            continue
+        keys = ("device", "runtime", "input", "threads")
+        kept = (*keys, "cpu_p10_s", "ratio", "ratio_low", "ratio_high", "measured_wall_p50_s")
+        found.setdefault(tuple(str(told.get(k)) for k in keys), {"run": row.id, **{k: told.get(k) for k in kept}})
+    return [row for row in found.values() if row["cpu_p10_s"] is not None]
 
 
 # ---------------------------------------------------------------------------------------------- weights

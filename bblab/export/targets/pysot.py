@@ -1,0 +1,289 @@
+"""pysot: a tensor or a list at stride 8, unpadded (15x15, 31x31, score map 25x25), raw BGR; also siamban.
+
+Read at d04028f: models/backbone/__init__.py (BACKBONES), models/neck/neck.py (AdjustLayer crops what is narrower than
+20 to center_size), models/head/rpn.py (3x3 unpadded, then depthwise correlation), utils/model_load.py (47-72, wants
+CUDA), datasets/dataset.py (the score map's size is asserted), tools/train.py (build_opt_lr, 74-114). siamban 714dffb:
+the same files; its neck crops from 4 to 11, so that the template's map must be 15x15.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bblab.export.launching import CONFIG, MANIFEST, WEIGHTS, backbone, enter, function_of, one_process, run
+from bblab.export.target import TARGETS, Fit, Target, Variant
+
+CONFIG_TEXT = """\
+META_ARC: "$module"
+
+BACKBONE:
+    TYPE: "$module"                  # launch.py enters it into BACKBONES
+    KWARGS:
+        used_layers: $taps
+    PRETRAINED: "$weights"           # in this folder; launch.py makes the path whole
+    TRAIN_LAYERS: $train_layers      # what is not here stays frozen for ever
+    TRAIN_EPOCH: $freeze_epochs      # frozen before, norm statistics included
+    LAYERS_LR: 0.1
+
+ADJUST:
+    ADJUST: true
+    TYPE: "AdjustAllLayer"
+    KWARGS:
+        in_channels: $channels
+        out_channels: $widths
+$center
+$head
+
+TRACK:
+    TYPE: "$tracker"
+    PENALTY_K: 0.04
+    WINDOW_INFLUENCE: 0.44
+    LR: 0.33
+    EXEMPLAR_SIZE: $template_px
+    INSTANCE_SIZE: $search_px
+    BASE_SIZE: $base_size
+    CONTEXT_AMOUNT: 0.5
+
+TRAIN:
+    EXEMPLAR_SIZE: $template_px
+    SEARCH_SIZE: $search_px
+    BASE_SIZE: $base_size            # (search - template) / stride + 1 + base = output, asserted by the data set
+    OUTPUT_SIZE: $score_map
+    EPOCH: 20
+    START_EPOCH: 0
+    BATCH_SIZE: 28
+    BASE_LR: 0.005
+    CLS_WEIGHT: 1.0
+    LOC_WEIGHT: $loc_weight
+    RESUME: ''
+    LR:
+        TYPE: 'log'
+        KWARGS:
+            start_lr: 0.005
+            end_lr: 0.0005
+    LR_WARMUP:
+        TYPE: 'step'
+        EPOCH: 5
+        KWARGS:
+            start_lr: 0.001
+            end_lr: 0.005
+            step: 1
+
+DATASET:                             # ROOT and ANNO of each are the trainer's own
+    NAMES:
+    - 'VID'
+    - 'YOUTUBEBB'
+    - 'COCO'
+    - 'DET'
+    TEMPLATE:
+        SHIFT: 4
+        SCALE: 0.05
+        BLUR: 0.0
+        FLIP: 0.0
+        COLOR: 1.0
+    SEARCH:
+        SHIFT: 64
+        SCALE: 0.18
+        BLUR: 0.2
+        FLIP: 0.0
+        COLOR: 1.0
+    NEG: 0.2
+    GRAY: 0.0
+"""
+
+RPN = """
+RPN:
+    TYPE: "{kind}"
+    KWARGS:
+        anchor_num: 5
+        in_channels: {widths}
+        {more}
+
+MASK:
+    MASK: false
+
+ANCHOR:
+    STRIDE: {stride}
+    RATIOS: [0.33, 0.5, 1, 2, 3]
+    SCALES: [8]
+    ANCHOR_NUM: 5
+"""
+
+BAN = """
+BAN:
+    BAN: true
+    TYPE: "{kind}"
+    KWARGS:
+        in_channels: {widths}
+        {more}
+        cls_out_channels: 2
+
+POINT:
+    STRIDE: {stride}
+"""
+
+WIDTH = 256  # of neck and head, in every configuration of pysot that has a neck
+
+
+def config_values(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The neck and the head for this number of taps."""
+    taps = len(keys["channels"])
+    is_ban = keys["variant"] == "siamban"
+    text, name = (BAN, "BAN") if is_ban else (RPN, "RPN")
+    kind, widths, more = f"Multi{name}", str([WIDTH] * taps), "weighted: true"
+    if taps == 1:
+        kind, widths, more = f"Depthwise{name}", str(WIDTH), f"out_channels: {WIDTH}"
+    return {
+        "widths": [WIDTH] * taps,
+        "head": text.format(kind=kind, widths=widths, more=more, stride=keys["stride"]).rstrip(),
+        "center": "" if is_ban else f"        center_size: {keys['center_size']}        # of the template's map\n",
+    }
+
+
+UNPADDED = Fit(15, 31, 25, {"base_size": 8, "center_size": 7})
+ALEXNET = Fit(6, 22, 17, {"base_size": 0, "center_size": 6})
+
+TARGETS.add(
+    "pysot",
+    Target(
+        name="pysot",
+        trainer="pysot",
+        repository="github.com/STVIR/pysot",
+        commit="d04028f",
+        sources=(
+            "pysot/models/backbone/__init__.py",
+            "pysot/models/neck/neck.py 11-52",
+            "pysot/utils/model_load.py 47-72",
+            "tools/train.py 74-114",
+        ),
+        file=Path(__file__),
+        stride=8,
+        max_taps=None,
+        padding="same_unless_strided",
+        train_above=4,
+        freeze="BACKBONE.TRAIN_EPOCH; build_opt_lr freezes parameters and norm statistics, then trains TRAIN_LAYERS",
+        root=".",
+        script="tools/train.py",
+        command="python launch.py --trainer pysot",
+        config=CONFIG_TEXT,
+        config_values=config_values,
+        launch=("register", "start", "build", "backbone_of", "taps_of", "scores", "epoch", "step", "PREFIX"),
+        variants={
+            "rpn": Variant(
+                "SiamRPN++: anchors, depthwise correlation",
+                fits=(UNPADDED, ALEXNET),
+                values={"tracker": "SiamRPNTracker", "loc_weight": 1.2, "package": "pysot"},
+            ),
+            "siamban": Variant(
+                "SiamBAN: no anchors; a repository of its own with pysot's interface",
+                fits=(Fit(15, 31, 25, {"base_size": 8}),),
+                values={"tracker": "SiamBANTracker", "loc_weight": 1.0, "package": "siamban"},
+                replaces={
+                    "trainer": "siamban",
+                    "repository": "github.com/hqucv/siamban",
+                    "commit": "714dffb",
+                    "sources": (
+                        "siamban/models/backbone/__init__.py",
+                        "siamban/models/neck/neck.py",
+                        "siamban/utils/model_load.py",
+                        "tools/train.py",
+                    ),
+                    "command": "python launch.py --trainer siamban",
+                },
+            ),
+        },
+        notes=(
+            "Several GPUs: torchrun --nproc_per_node N launch.py --trainer DIR. Without torchrun it is one process.",
+            "To resume at or after the epoch that unfreezes, set TRAIN.START_EPOCH to it too: the optimiser is built "
+            "before the checkpoint's epoch is read.",
+        ),
+        pip="yacs opencv-python tensorboardX",
+    ),
+)
+
+PREFIX = "backbone."
+
+
+def own(part: str) -> Any:
+    """A module of the trainer: pysot's and siamban's have the same names behind the package's."""
+    return importlib.import_module(f"{MANIFEST['keys']['package']}.{part}")
+
+
+def register(trainer: Path) -> None:
+    """Enter the backbone; no file of the trainer is changed."""
+    enter(trainer)
+    one_process()
+    own("models.backbone").BACKBONES[MANIFEST["module"]] = backbone
+    settings = type(own("core.config").cfg)
+    merge = settings.merge_from_file
+
+    def merge_here(self: Any, path: str) -> None:
+        merge(self, path)
+        if WEIGHTS.name == self.BACKBONE.PRETRAINED:
+            self.BACKBONE.PRETRAINED = str(WEIGHTS)
+
+    settings.merge_from_file = merge_here
+
+
+def start(trainer: Path, rest: list[str]) -> None:
+    run(trainer / "tools/train.py", ["--cfg", str(CONFIG), *rest])
+
+
+def build(trainer: Path) -> torch.nn.Module:
+    """The trainer's own model, its backbone loaded by the trainer's own function."""
+    register(trainer)
+    cfg = own("core.config").cfg
+    cfg.merge_from_file(str(CONFIG))
+    model = own("models.model_builder").ModelBuilder().train()
+    own("utils.model_load").load_pretrain(model.backbone, cfg.BACKBONE.PRETRAINED)
+    steps = (cfg.TRAIN.SEARCH_SIZE - cfg.TRAIN.EXEMPLAR_SIZE) / MANIFEST["geometry"]["stride"] + 1
+    assert steps + cfg.TRAIN.BASE_SIZE == cfg.TRAIN.OUTPUT_SIZE, "TrkDataset: size not match!"
+    return model
+
+
+def backbone_of(model: Any) -> Any:
+    return model.backbone
+
+
+def taps_of(model: Any) -> Any:
+    return model.backbone
+
+
+def scores(model: Any, z: torch.Tensor, x: torch.Tensor) -> dict[str, Any]:
+    model.template(z)
+    found = model.track(x)
+    return {name: found[name].shape for name in ("cls", "loc")}
+
+
+def epoch(trainer: Path, model: Any, number: int) -> Any:
+    """What tools/train.py does before epoch 0 and at TRAIN_EPOCH; its optimiser."""
+    model.train()
+    names = {"torch": torch, "nn": torch.nn, "cfg": own("core.config").cfg}
+    names["build_lr_scheduler"] = own("utils.lr_scheduler").build_lr_scheduler
+    return function_of(trainer / "tools/train.py", "build_opt_lr", names)(model, number)[0]
+
+
+def step(model: Any, optimizer: Any) -> float:
+    """One training step with the trainer's own forward and losses, on random images and labels."""
+    geometry = MANIFEST["geometry"]
+    size, (z, x) = geometry["score_map"], (geometry["template"]["px"], geometry["search"]["px"])
+    anchors = () if MANIFEST["variant"] == "siamban" else (5,)
+    label = torch.zeros(2, *anchors, size, size, dtype=torch.long)
+    label[..., : size // 2] = 1
+    data = {
+        "template": 255 * torch.rand(2, 3, z, z),
+        "search": 255 * torch.rand(2, 3, x, x),
+        "label_cls": label,
+        "label_loc": 20 + 10 * torch.rand(2, 4, *anchors, size, size),
+        "label_loc_weight": torch.full((2, *anchors, size, size), 1e-3),
+    }
+    loss = model(data)["total_loss"]
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return float(loss.detach())
