@@ -16,8 +16,8 @@ from bblab.errors import BblabError, Complaint, Mark, SpecError, near
 from bblab.rooms import Rooms
 from bblab.spec import Node, check_type, read_text, read_yaml
 
-IMAGENET_TRAIN = 1_281_167
-IMAGENET_VAL = 50_000
+IMAGES: Mapping[str, tuple[int, int]] = {"imagenet-1k": (1_281_167, 50_000), "digits": (1_437, 360)}
+"""Training and validation images of the data that recipes are meant for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,7 @@ class Recipe:
     lr: float
     base_batch: int
     schedule: Literal["cosine", "linear", "exponential", "step", "constant"]
+    for_data: Literal["imagenet-1k", "digits"] = "imagenet-1k"
     final_lr_ratio: float = 0.0
     gamma: float | None = None
     step_epochs: float = 1
@@ -120,13 +121,15 @@ class Recipe:
     def hours(
         self,
         images_per_s: float,
-        at_px: int = 224,
+        at_px: float = 224,
         *,
         loader_images_per_s: float = math.inf,
-        train_images: int = IMAGENET_TRAIN,
-        val_images: int = IMAGENET_VAL,
+        train_images: int | None = None,
+        val_images: int | None = None,
     ) -> float:
         """Hours of training with a validation after each epoch, from a training rate measured at `at_px`.
+
+        Without counts, on the data that the recipe is meant for.
 
         Assumes that the time of a training image grows with its pixels, that a validation image takes a third of it
         (forward only), that the loader takes equally long at every size, and that the slower of the two limits.
@@ -135,8 +138,10 @@ class Recipe:
         def seconds(images: int, px: int, share: float) -> float:
             return images / min(images_per_s * (at_px / px) ** 2 / share, loader_images_per_s)
 
-        training = sum(seconds(train_images, self.resolution_at(e), 1) for e in range(self.epochs))
-        return (training + self.epochs * seconds(val_images, self.val_resolution_px, 1 / 3)) / 3600
+        train = IMAGES[self.for_data][0] if train_images is None else train_images
+        val = IMAGES[self.for_data][1] if val_images is None else val_images
+        training = sum(seconds(train, self.resolution_at(e), 1) for e in range(self.epochs))
+        return (training + self.epochs * seconds(val, self.val_resolution_px, 1 / 3)) / 3600
 
 
 # ---------------------------------------------------------------------------------------------- augmentation
