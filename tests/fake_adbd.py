@@ -23,6 +23,7 @@ import shutil
 import signal
 import struct
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 CNXN, AUTH, OPEN, OKAY, WRTE, CLSE = (
@@ -55,6 +56,16 @@ class Disk:
     def out_of(self, data: bytes) -> bytes:
         """Our paths in an output as the phone's."""
         return data.replace(str(self.root).encode() + b"/", b"/")
+
+    async def lines(self, source: asyncio.StreamReader) -> AsyncIterator[bytes]:
+        """An output in whole lines, as one of our paths may be cut in two where a pipe's block ends."""
+        rest = b""
+        while data := await source.read(32 * 1024):
+            whole, newline, rest = (rest + data).rpartition(b"\n")
+            if newline:
+                yield self.out_of(whole + newline)
+        if rest:
+            yield self.out_of(rest)
 
     def write(self, path: str, data: bytes, mode: int) -> None:
         target = self.at(path)
@@ -197,8 +208,8 @@ class Connection:
         assert process.stdout and process.stdin
         try:
             process.stdin.close()
-            while data := await process.stdout.read(32 * 1024):
-                await stream.write(self.disk.out_of(data))
+            async for data in self.disk.lines(process.stdout):
+                await stream.write(data)
             await process.wait()
         finally:
             hang_up(process)
@@ -213,8 +224,7 @@ class Connection:
         lock = asyncio.Lock()
 
         async def pass_on(kind: int, source: asyncio.StreamReader) -> None:
-            while data := await source.read(32 * 1024):
-                data = self.disk.out_of(data)
+            async for data in self.disk.lines(source):
                 async with lock:
                     await stream.write(struct.pack("<BI", kind, len(data)) + data)
 

@@ -604,13 +604,12 @@ def test_a_killed_bblab_leaves_nothing_after_the_next_connection(phone: Phone) -
     assert phone.left() == []
 
 
-def test_a_phone_runs_ncnn_only_and_says_what_to_build(phone: Phone, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "runner_for", lambda machine: None)
+def test_a_phone_runs_programs_only_and_says_what_to_build(phone: Phone, cold: None) -> None:
     with phone.device() as device:
         with pytest.raises(BblabError, match="cannot run 'ort'") as told:
             devices.prepare(device, "ort")
-        assert "--runtime ncnn" in told.value.hint
-        with pytest.raises(RunError, match="needs bblab's runner for aarch64") as told:
+        assert "--runtime ncnn or ncnn-static" in told.value.hint
+        with pytest.raises(BblabError, match="needs bblab's runner for aarch64") as told:
             devices.prepare(device, "ncnn")
         assert "bblab runner build aarch64" in told.value.hint
 
@@ -633,7 +632,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_aarch64_program_is_pushed_and_measured(
     phone: Phone, net: Candidate, program: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(remote, "runner_for", lambda machine: program if machine == "aarch64" else None)
+    monkeypatch.setattr(remote, "static_program", lambda runtime, machine: (str(program),) * (machine == "aarch64"))
     monkeypatch.setenv("BBLAB_CACHE", str(tmp_path / "cache"))
     device = phone.device(cooldown_s=0)
     (timing,) = measure([net], net, device=device, runtime="ncnn", plan=Plan(processes=2, rounds=3, warmups=0))
@@ -645,7 +644,7 @@ def test_an_aarch64_program_is_pushed_and_measured(
 def test_the_cold_value_is_remembered(
     phone: Phone, program: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(remote, "runner_for", lambda machine: program)
+    monkeypatch.setattr(remote, "static_program", lambda runtime, machine: (str(program),))
     monkeypatch.setenv("BBLAB_CACHE", str(tmp_path / "cache"))
     with phone.device(cooldown_s=0.5) as device:
         devices.settle(device, "ncnn", 1, lambda text: None)
@@ -655,13 +654,23 @@ def test_the_cold_value_is_remembered(
     assert 0 < known["cold_s"] < 10
 
 
+def test_a_program_that_does_not_start_is_told_before_anything_is_converted(
+    phone: Phone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = tmp_path / "runner"
+    broken.write_text("#!/bin/sh\necho 'CANNOT LINK EXECUTABLE' >&2; exit 1\n")
+    monkeypatch.setattr(remote, "static_program", lambda runtime, machine: (str(broken),))
+    with phone.device() as device, pytest.raises(RunError, match=r"does not run runner, .*CANNOT LINK"):
+        devices.prepare(device, "ncnn")
+
+
 @pytest.mark.parametrize(
     ("content", "said"), [(b"H", "said nothing for 2 s"), (b"C", "was killed by SIGABRT"), (b"G", "")]
 )
 def test_a_program_that_hangs_crashes_or_chatters(
     phone: Phone, program: Path, content: bytes, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(remote, "runner_for", lambda machine: program)
+    monkeypatch.setattr(remote, "static_program", lambda runtime, machine: (str(program),))
     model = tmp_path / "model"
     model.write_bytes(content)
     with phone.device() as device:

@@ -1,6 +1,6 @@
 /* A worker in C for tests: speaks the wire format of bblab/latency/wire.py and computes nothing of a net.
  *
- * What it does depends on the first byte of the first model's file: H hangs after the first round, G prints garbage,
+ * `--about` and `--speedometer N` answer as bblab's runner does. Otherwise what it does depends on the first byte of the first model's file: H hangs after the first round, G prints garbage,
  * C crashes, anything else is a good worker. `models` and `orders` are found by counting brackets.
  */
 #include <stdint.h>
@@ -26,7 +26,20 @@ static void spin(int steps) {
 
 static char line[1 << 20];
 
-int main(void) {
+int main(int argc, char **argv) {
+    if (argc > 1 && !strcmp(argv[1], "--about")) {
+        printf("BBLAB {\"kind\": \"about\", \"speedometer\": \"wire-runner\"}\n");
+        return 0;
+    }
+    if (argc > 2 && !strcmp(argv[1], "--speedometer")) {
+        for (int n = 0; n < atoi(argv[2]); n++) {
+            double wall = now(CLOCK_MONOTONIC), cpu = now(CLOCK_PROCESS_CPUTIME_ID);
+            spin(20000);
+            cpu = now(CLOCK_PROCESS_CPUTIME_ID) - cpu, wall = now(CLOCK_MONOTONIC) - wall;
+            printf("BBLAB {\"kind\": \"speed\", \"round\": %d, \"wall_s\": %.9f, \"cpu_s\": %.9f}\n", n, wall, cpu);
+        }
+        return 0;
+    }
     if (!fgets(line, sizeof line, stdin)) return 2;
     char *orders = strstr(line, "\"orders\": [");
     char what = 0, *path = strstr(line, "\"path\": \"");

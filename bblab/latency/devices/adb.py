@@ -147,6 +147,7 @@ class Phone:
     words: str = ""  # model, as the server knows it
 
 
+PASSING, SETTLING_S = ("authorizing", "connecting"), 3.0  # states that soon become another
 REMEDIES = {
     "unauthorized": "unlock the phone and allow USB debugging for this computer; if it does not ask, reconnect it",
     "authorizing": "unlock the phone and allow USB debugging for this computer",
@@ -201,6 +202,10 @@ def _chosen(address: str) -> Phone:
         hint = near(address, named) if named else "no phone is connected; `adb devices` must list it"
         raise RunError(f"no phone adb:{address}", hint=hint)
     phone = named[address]
+    patience = time.monotonic() + SETTLING_S
+    while phone.state in PASSING and time.monotonic() < patience:
+        time.sleep(0.2)
+        phone = next((p for p in phones() if p.serial == address), phone)
     if phone.state != "device":
         raise _not_usable(phone)
     return phone

@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import IO, Any, Protocol
 
 from bblab.errors import BblabError, RunError
-from bblab.latency import wire
+from bblab.latency import runtimes, wire
 from bblab.latency.devices import Tell, bundle, state, talk
 from bblab.latency.devices.cores import Choice, Cluster, choose
 
@@ -88,6 +88,7 @@ class Engine:
 
     command: str
     note: str = ""
+    speedometer: str = ""  # its kernel's name, where the command with --speedometer N says N `speed` lines
 
 
 @dataclass(slots=True, kw_only=True)
@@ -279,18 +280,25 @@ class Remote:
 
 
 def speedometer_s(remote: Remote, runtime: str, readings: int = 20, silence_s: float = 60.0) -> tuple[str, float]:
-    """The fixed kernel's name and its CPU seconds on the device now: a worker without models, the best of `readings`.
+    """The fixed kernel's name and its CPU seconds on the device now, the best of `readings`.
 
-    The best, since an idle phone's clock takes some milliseconds to rise.
+    The best, since an idle phone's clock takes some milliseconds to rise. A program has an option for it; the worker in
+    Python is given rounds without models.
     """
-    request = wire.Request(runtime, 1, 3, 0, (), ((),) * readings)
-    name, found = "", []
-    with contextlib.closing(remote.run(request, silence_s=silence_s)) as messages:
-        for message in messages:
-            if isinstance(message, wire.Hello):
-                name = message.speedometer
-            elif isinstance(message, wire.Speed):
-                found.append(message.cpu_s)
+    engine = remote._engine(runtime)
+    name, heard = engine.speedometer, []
+    if name:
+        pinned = f"{remote.pinning(1)}{engine.command} --speedometer {readings}"
+        said = remote.link.sh(f"cd {shlex.quote(remote.folder)} && {pinned}", silence_s)
+        if said.code != 0:
+            raise RunError(f"the speedometer on {remote.name} {talk.ending(said.code)}: {said.reason()}")
+        heard = [wire.parse(line) for line in said.out.splitlines()]
+    else:
+        request = wire.Request(runtime, 1, 3, 0, (), ((),) * readings)
+        with contextlib.closing(remote.run(request, silence_s=silence_s)) as messages:
+            heard = list(messages)
+        name = next((m.speedometer for m in heard if isinstance(m, wire.Hello)), "")
+    found = [m.cpu_s for m in heard if isinstance(m, wire.Speed)]
     if not found:
         raise RunError(f"the worker on {remote.name} gave no speedometer")
     return name, min(found)
@@ -298,25 +306,40 @@ def speedometer_s(remote: Remote, runtime: str, readings: int = 20, silence_s: f
 
 # The runner and the worker --------------------------------------------------------------------------------------
 
-RUNNER_RUNTIME = "ncnn"
-UNVERIFIED = "bblab's static runner has not been verified on a real phone: see bblab devices"
+STAND_IN = {"ncnn": "ncnn-static"}  # where no Python is, the same models in bblab's own program
+UNVERIFIED = "bblab's runner has not been verified on a real phone yet: see bblab devices"
 
 
 def static_runner(remote: Remote, runtime: str) -> Engine:
-    """bblab's own ncnn program for the device's processor, pushed. Raises BblabError where there is none."""
-    if runtime != RUNNER_RUNTIME:
+    """The program that is this runtime for the device's processor, pushed. Raises BblabError where there is none."""
+    if not is_program(runtime):
+        able = [*STAND_IN, *(name for name in runtimes.names() if is_program(name))]
         raise BblabError(
-            f"{remote.name} cannot run {runtime!r}: without a worker in Python it runs {RUNNER_RUNTIME} only",
-            hint=f"--runtime {RUNNER_RUNTIME}",
+            f"{remote.name} cannot run {runtime!r}: it runs programs, no worker in Python",
+            hint="--runtime " + " or ".join(dict.fromkeys(able)),
             exit_code=1,
         )
-    path = runner_for(remote.arch)
-    if path is None:
+    path, *arguments = static_program(runtime, remote.arch)
+    command = shlex.join([pushed_program(remote, Path(path), f"runner-{runtime}"), *arguments])
+    said = remote.link.sh(f"cd {shlex.quote(remote.folder)} && {command} --about")
+    told = [json.loads(line[len(wire.TAG) :]) for line in said.out.splitlines() if line.startswith(wire.TAG + "{")]
+    if said.code != 0 or not told:
         raise RunError(
-            f"{remote.name} needs bblab's runner for {remote.arch}, which has not been built here",
-            hint=f"bblab runner build {normal_arch(remote.arch)}",
+            f"{remote.name} does not run {Path(path).name}, built for {normal_arch(remote.arch)}: {said.reason()}",
+            hint="see whether programs may start from its folder, or build it again: "
+            f"bblab runner build {normal_arch(remote.arch)}",
         )
-    return Engine(pushed_program(remote, path, "runner"), note=UNVERIFIED if remote.is_phone else "")
+    return Engine(command, UNVERIFIED if remote.is_phone else "", str(told[-1].get("speedometer", "")))
+
+
+def is_program(runtime: str) -> bool:
+    """Whether a device without Python could run it."""
+    return runtime in STAND_IN or hasattr(runtimes.find(runtime), "program")
+
+
+def static_program(runtime: str, machine: str) -> tuple[str, ...]:
+    """Its path here and its arguments, for `uname -m`. Raises BblabError, with the command that builds it."""
+    return runtimes.program(STAND_IN.get(runtime, runtime), normal_arch(machine))
 
 
 def pushed_program(remote: Remote, path: Path, name: str) -> str:
@@ -334,17 +357,6 @@ def pushed_program(remote: Remote, path: Path, name: str) -> str:
 
 def normal_arch(machine: str) -> str:
     return {"arm64": "aarch64", "armv8l": "aarch64", "amd64": "x86_64"}.get(machine, machine)
-
-
-def runner_for(machine: str) -> Path | None:
-    """The static runner that has been built for `uname -m`; None where it has not, or cannot be."""
-    from bblab.latency import runner
-
-    try:
-        found: Path | None = runner.built(normal_arch(machine))
-    except BblabError:
-        return None
-    return found
 
 
 @dataclass(frozen=True, slots=True)

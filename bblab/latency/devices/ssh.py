@@ -103,18 +103,24 @@ def _state(board: Remote) -> dict[str, Any]:
 
 
 def _engine(board: Remote, runtime: str, python: str) -> Engine:
-    """The board's Python where it can run that runtime, else for ncnn the static runner."""
+    """The board's Python where it can run that runtime, else, where it is one, a program of its own."""
+    if runtime not in remote.STAND_IN and remote.is_program(runtime):
+        return remote.static_runner(board, runtime)
     there = remote.look_at_python(board, python)
     if not there.problem and there.numpy and runtime in dict(there.runtimes):
         return Engine(f"{shlex.quote(python)} {shlex.quote(board.folder + '/worker.zip')}")
     why = there.problem or dict(there.missing).get(runtime) or "numpy is not installed there (pip install numpy)"
-    if runtime == remote.RUNNER_RUNTIME and remote.runner_for(board.arch) is not None:
+    if not remote.is_program(runtime):
+        raise RunError(
+            f"{board.name}: {why}", hint=f"install it on {board.name}, or name another Python of its with --python"
+        )
+    try:
         engine = remote.static_runner(board, runtime)
-        return Engine(engine.command, note=f"by bblab's static runner: {why}")
-    hint = f"install it on {board.name}, or name another Python of the board's with --python"
-    if runtime == remote.RUNNER_RUNTIME:
-        hint += f"; or build bblab's own: bblab runner build {remote.normal_arch(board.arch)}"
-    raise RunError(f"{board.name}: {why}", hint=hint)
+    except BblabError as error:
+        if runtime not in remote.STAND_IN:
+            raise
+        raise RunError(f"{board.name}: {why}", hint=f"install it there; or bblab's own: {error.hint}") from None
+    return Engine(engine.command, note=f"by bblab's own runner: {why}" if runtime in remote.STAND_IN else "")
 
 
 # The connection -------------------------------------------------------------------------------------------------
