@@ -6,6 +6,7 @@ in mid-epoch, an optimizer with two parameter groups, an optimizer wrapper that 
 
 from __future__ import annotations
 
+import pprint
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
+from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
 from mmengine.model import BaseModule
 from mmengine.optim import OptimWrapper
@@ -24,6 +26,17 @@ from torch import Tensor, nn
 from bblab.pretraining import hooks as _hooks  # noqa: F401  registers the hooks
 from bblab.pretraining import nets
 from bblab.pretraining.data import transforms as _transforms  # noqa: F401  registers the fast loaders
+
+
+class PlainConfig(Config):
+    """mmengine's Config, written without yapf, which takes 0.6 s at every checkpoint and more with more to say."""
+
+    @property
+    def pretty_text(self) -> str:
+        plain = self._cfg_dict.to_dict()
+        return "".join(
+            f"{key} = {pprint.pformat(value, width=110, sort_dicts=False)}\n" for key, value in plain.items()
+        )
 
 
 @MODELS.register_module()

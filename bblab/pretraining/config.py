@@ -21,6 +21,7 @@ from bblab.spec import ArchSpec, Row
 Precision = Literal["auto", "fp32", "bf16"]
 PLUGINS = "bblab.pretraining.adapter"
 BAD_IMAGES = "bad_images.txt"
+CLASSES = "classes.txt"
 MEAN = [123.675, 116.28, 103.53]  # of ImageNet's training images, RGB, 0 to 255; as mmpretrain's configs
 STD = [58.395, 57.12, 57.375]
 
@@ -155,7 +156,7 @@ def build(plan: Plan, work_dir: Path | str) -> dict[str, Any]:
             f"a batch of {s.batch_size}{each} is more than the {data['train_count']} training images",
             hint="take a smaller --batch-size",
         )
-    bad_list = str(Path(work_dir) / BAD_IMAGES)
+    bad_list, classes = str(Path(work_dir) / BAD_IMAGES), str(Path(work_dir) / CLASSES)
     return {
         "default_scope": "mmpretrain",
         "custom_imports": {"imports": [PLUGINS], "allow_failed_imports": False},
@@ -168,7 +169,7 @@ def build(plan: Plan, work_dir: Path | str) -> dict[str, Any]:
             "to_rgb": True,
             "to_onehot": recipe.loss == "bce" or bool(batch_augments(recipe)),
         },
-        **_loaders(plan, bad_list),
+        **_loaders(plan, bad_list, classes),
         "train_cfg": {"type": "EpochBasedTrainLoop", "max_epochs": recipe.epochs, "val_interval": 1},
         "val_cfg": {"type": "ValLoop"},
         "val_evaluator": {"type": "Accuracy", "topk": [1, 5] if plan.num_classes > 5 else [1]},
@@ -291,7 +292,7 @@ def _hooks(plan: Plan, bad_list: str) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------------------------------------- data
 
 
-def _loaders(plan: Plan, bad_list: str) -> dict[str, Any]:
+def _loaders(plan: Plan, bad_list: str, classes: str) -> dict[str, Any]:
     recipe, data, s = plan.recipe, plan.data, plan.settings
     workers = s.workers or 0
     shared: dict[str, Any] = {
@@ -308,25 +309,27 @@ def _loaders(plan: Plan, bad_list: str) -> dict[str, Any]:
         "batch_size": s.batch_size,
         "drop_last": True,
         "sampler": {"type": "ResumableSampler", "shuffle": True, "repeats": recipe.repeated_augment},
-        "dataset": dataset(data, "train", train_pipeline(recipe, recipe.resolution_px, bad_list)),
+        "dataset": dataset(data, "train", train_pipeline(recipe, recipe.resolution_px, bad_list), classes),
     }
     val = {
         **shared,
         "batch_size": s.val_batch_size or s.batch_size,
         "sampler": {"type": "DefaultSampler", "shuffle": False},
-        "dataset": dataset(data, "val", val_pipeline(recipe, bad_list)),
+        "dataset": dataset(data, "val", val_pipeline(recipe, bad_list), classes),
     }
     return {"train_dataloader": train, "val_dataloader": val}
 
 
-def dataset(data: Mapping[str, Any], split: Literal["train", "val"], pipeline: list[dict[str, Any]]) -> dict[str, Any]:
-    """mmpretrain's dataset of one split. The classes are the training set's in both, in its order."""
+def dataset(
+    data: Mapping[str, Any], split: Literal["train", "val"], pipeline: list[dict[str, Any]], classes: str
+) -> dict[str, Any]:
+    """mmpretrain's dataset of one split. The classes are the training set's in both: a file, one a line, in order."""
     return {
         "type": "CustomDataset",
         "data_root": data["root"],
         "data_prefix": data[f"prefix_{split}"],
         "ann_file": data[f"ann_{split}"] or "",
-        "metainfo": {"classes": list(data["classes"])},
+        "classes": classes,
         "pipeline": pipeline,
     }
 

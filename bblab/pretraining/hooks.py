@@ -293,6 +293,7 @@ class SurvivingCheckpoint(Hook):
         self.save_s = 60 * save_minutes
         self.asked: str | None = None
         self.pending: Mapping[str, Any] | None = None
+        self.random: Mapping[str, Any] | None = None
         self.offset = 0
         self.parent = os.getppid()
 
@@ -321,11 +322,19 @@ class SurvivingCheckpoint(Hook):
             return
         self.offset = int(state["batches"])
         runner.train_dataloader.sampler.skip = self.offset * runner.train_dataloader.batch_size
+        self.random = state
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Only now: making the loader's iterator has drawn a number, which it drew long ago in the other run."""
+        state, self.random = self.random, None
+        if state is None:
+            return
         torch.set_rng_state(state["torch_rng"])
-        name, keys, *rest = state["numpy_rng"]
-        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
         if torch.cuda.is_available() and "cuda_rng" in state:
             torch.cuda.set_rng_state(state["cuda_rng"])
+        if runner.train_dataloader.num_workers:  # else the images of this batch have set NumPy's numbers already
+            name, keys, *rest = state["numpy_rng"]
+            np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         state = checkpoint.get(STATE) or {}
@@ -405,7 +414,8 @@ class SurvivingCheckpoint(Hook):
         """Plain data only: mmengine's log buffers pickle methods, which no safe loader takes."""
         checkpoint["message_hub"]["log_scalars"] = {}
         checkpoint["message_hub"]["runtime_info"] = _plain(checkpoint["message_hub"]["runtime_info"])
-        checkpoint["message_hub"]["resumed_keys"] = dict(checkpoint["message_hub"]["resumed_keys"])
+        kept = checkpoint["message_hub"]["runtime_info"]
+        checkpoint["message_hub"]["resumed_keys"] = dict.fromkeys(kept, True)
         checkpoint["meta"] = _plain(checkpoint["meta"])
         checkpoint["param_schedulers"] = _plain(checkpoint.get("param_schedulers", []))
         checkpoint[STATE] = self.inside

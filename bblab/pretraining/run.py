@@ -23,7 +23,7 @@ from typing import Any
 
 from bblab.errors import BblabError, RunError
 from bblab.pretraining import checkpoints, record
-from bblab.pretraining.config import Plan, build
+from bblab.pretraining.config import CLASSES, Plan, build
 
 EXIT = {record.DONE: 0, record.GATED: 0, record.STOPPED: 3, record.BAD_LOSS: 1, record.FAILED: 1}
 CONFIG = "config.py"
@@ -91,7 +91,8 @@ def train(folder: Path | str) -> str:
 
 def _explained(error: BaseException) -> tuple[str, dict[str, Any]]:
     if isinstance(error, BblabError):
-        return getattr(error, "status", record.FAILED), {"message": error.message, "hint": error.hint}
+        facts = {"message": error.message, "hint": error.hint, **getattr(error, "facts", {})}
+        return getattr(error, "status", record.FAILED), facts
     if isinstance(error, KeyboardInterrupt):
         return record.STOPPED, {"message": "stopped at once", "hint": "go on with --resume"}
     said = f"{type(error).__name__}: {error}"
@@ -125,13 +126,13 @@ def _trained(folder: Path, rank: int) -> tuple[str, dict[str, Any]]:
 
 def make_runner(plan: Plan, folder: Path, newest: Path | None = None) -> Any:
     """mmengine's Runner of a settled plan; the Config is dumped beside the run."""
-    from mmengine.config import Config
     from mmengine.runner import Runner
 
-    import bblab.pretraining.adapter  # noqa: F401  a Config built in memory does not carry out its custom_imports
+    from bblab.pretraining.adapter import PlainConfig  # a Config built in memory does not do its custom_imports
 
-    config = Config(build(plan, folder))
+    config = PlainConfig(build(plan, folder))
     if int(os.environ.get("RANK", "0")) == 0:
+        (folder / CLASSES).write_text("".join(f"{name}\n" for name in plan.data["classes"]), encoding="utf-8")
         config.dump(str(folder / CONFIG))
     config.load_from = str(newest) if newest else None
     config.resume = newest is not None
@@ -188,7 +189,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="Fail to import")
     warnings.filterwarnings("ignore", message="Only use 'alpha'")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step\\(\\)` before")
+    warnings.filterwarnings("ignore", message="Detected call of")  # schedules count steps, also where they accumulate
     logging.getLogger("mmengine").setLevel(logging.WARNING)
 
 
