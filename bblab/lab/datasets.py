@@ -30,7 +30,7 @@ def check(lab: Lab, folder: str | Path, **options: Any) -> tuple[Checked, dict[s
         "seconds": done.seconds,
         "is_looked_inside": bool(options.get("contents", True)),
     }
-    if row["is_looked_inside"]:
+    if row["is_looked_inside"] and done.images:
         row["run_id"] = _store(lab, "data-check", row, {"folder": done.info.root})
     return done, row
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bblab.errors import RunError
 from bblab.pretraining.data import images, listing, pool
-from bblab.pretraining.data.values import SPLITS, BadFile, Checked, Problem, Progress, Split, by_reason, some
+from bblab.pretraining.data.values import SPLITS, BadFile, Checked, Problem, Progress, Split, by_reason, number, some
 
 SMALL_PX = 32
 Row = tuple[int, str, int, int, str, int]
@@ -49,8 +49,9 @@ def check(
         for split in SPLITS:
             paths = listed.splits[split].paths
             for index, kind, _, _, why, _ in found[split]:
-                formats[kind] += not why
-                if why:
+                if not why:
+                    formats[kind] += 1
+                else:
                     bad.append(BadFile(split, paths[index], why))
         problems += _told(listed, found, bad, total)
     seconds = time.monotonic() - began
@@ -106,12 +107,14 @@ def _told(listed: listing.Listing, found: dict[Split, list[Row]], bad: Sequence[
         if mine:
             names = some(f"{b.path} ({b.reason})" for b in mine)
             hint = "copy them again; `bblab data prepare` leaves them out"
-            said = f"{len(mine):,} images do not decode ({by_reason(mine)}): {names}"
+            said = f"not decodable: {number(len(mine), 'image')} ({by_reason(mine)}): {names}"
             problems.append(Problem("error", "corrupt-image", split, said, hint))
         small = [row for row in found[split] if not row[4] and min(row[2], row[3]) < SMALL_PX]
         if small:
             names = some(f"{listed.splits[split].paths[row[0]]} ({row[3]}x{row[2]})" for row in small)
-            problems.append(Problem("note", "small-image", split, f"{len(small):,} below {SMALL_PX} px: {names}"))
+            problems.append(
+                Problem("note", "small-image", split, f"{number(len(small), 'image')} below {SMALL_PX} px: {names}")
+            )
     return problems + _same(listed, found)
 
 
@@ -136,12 +139,12 @@ def _same(listed: listing.Listing, found: dict[Split, list[Row]]) -> list[Proble
     ]
     if leaks:
         share = len(leaks) / len(val)
-        said = f"{len(leaks):,} images ({share:.1%}) are in train too, byte for byte: {some(leaks, 2)}"
+        said = f"in train too, byte for byte: {number(len(leaks), 'image')} ({share:.1%}): {some(leaks, 2)}"
         problems.append(Problem("warning", "train-in-val", "val", said, "they raise the validation accuracy"))
     if contradicting:
-        said = f"{len(contradicting):,} images stand in two classes: {some(contradicting, 2)}"
+        said = f"in two classes: {number(len(contradicting), 'image')}: {some(contradicting, 2)}"
         problems.append(Problem("warning", "two-labels", "train", said, "no net can learn both"))
     if again:
-        said = f"{len(again):,} images stand twice in their class: {some(again, 2)}"
+        said = f"twice in the same class: {number(len(again), 'image')}: {some(again, 2)}"
         problems.append(Problem("note", "same-image", "train", said))
     return problems

@@ -20,7 +20,7 @@ from typing import Any
 
 from bblab.errors import BblabError
 from bblab.pretraining.data.images import EXTENSIONS
-from bblab.pretraining.data.values import SPLITS, DataInfo, Layout, Problem, Severity, Split, some
+from bblab.pretraining.data.values import SPLITS, DataInfo, Layout, Problem, Severity, Split, number, some
 
 META = "meta/bblab.json"
 OTHER_NAMES = {"val": ("valid", "validation", "test", "eval"), "train": ("training",)}
@@ -168,10 +168,15 @@ def _walk(root: Path, split: Split, classes: list[str], listing: Listing) -> Spl
         )
     elif stray:
         problems.append(
-            Problem("warning", "stray-images", split, f"{len(stray):,} images outside the class folders: {some(stray)}")
+            Problem(
+                "warning",
+                "stray-images",
+                split,
+                f"{number(len(stray), 'image')} outside the class folders: {some(stray)}",
+            )
         )
-    number = {name: i for i, name in enumerate(classes)}
-    unknown = [name for name in here if name not in number]
+    labels = {name: i for i, name in enumerate(classes)}
+    unknown = [name for name in here if name not in labels]
     absent = [name for name in classes if name not in here]
     listing.is_as_stock &= not hidden and here == list(classes)
     empty, ignored = [], Counter[str]()
@@ -180,8 +185,8 @@ def _walk(root: Path, split: Split, classes: list[str], listing: Listing) -> Spl
         if not rows:
             empty.append(name)
         for path, size in rows:
-            if name in number:
-                found.add(path, number[name], size)
+            if name in labels:
+                found.add(path, labels[name], size)
     if unknown:
         hint = f"move them to train/ too, or delete them from {split}/"
         problems.append(
@@ -200,7 +205,9 @@ def _walk(root: Path, split: Split, classes: list[str], listing: Listing) -> Spl
     for suffix, count in sorted(ignored.items()):
         hint = f"images are {', '.join(EXTENSIONS)}"
         if suffix in _PICTURES:
-            problems.append(Problem("warning", "ignored-images", split, f"{count:,} {suffix} files not read", hint))
+            problems.append(
+                Problem("warning", "ignored-images", split, f"{number(count, suffix + ' file')} not read", hint)
+            )
     return found
 
 
@@ -229,6 +236,8 @@ def _images(
 
 
 def _instead(root: Path, split: Split) -> str:
+    if root.name in SPLITS and (root.parent / split).is_dir():
+        return f"did you mean {root.parent}?"
     others = [name for name in OTHER_NAMES[split] if (root / name).is_dir()]
     if others:
         return f"there is {root / others[0]}: rename it to {split}, or link it: ln -s {others[0]} {root / split}"
@@ -277,16 +286,16 @@ def _from_annotation(root: Path, split: Split, ann: Path, layout: Layout, proble
         raise BblabError(f"{ann}: {said}", hint="an annotation file has a line 'IMAGE LABEL' for each image") from None
     rows: list[tuple[str, int]] = []
     wrong: list[str] = []
-    for number, line in enumerate(lines, 1):
+    for place, line in enumerate(lines, 1):
         path, _, written = line.strip().rpartition(" ")
         if path and written.isascii() and written.isdigit():
             rows.append((path.strip(), int(written)))
         else:
-            wrong.append(f"line {number}: {line.strip()[:60] or 'blank'}")
+            wrong.append(f"line {place}: {line.strip()[:60] or 'blank'}")
     if wrong:
         hint = "each line is 'IMAGE LABEL', the label a whole number from 0"
         problems.append(
-            Problem("error", "bad-line", ann.name, f"{len(wrong):,} lines not read: {some(wrong, 3)}", hint)
+            Problem("error", "bad-line", ann.name, f"{number(len(wrong), 'line')} not read: {some(wrong, 3)}", hint)
         )
     if layout == "annotations" and rows and not (root / rows[0][0]).exists() and (root / split / rows[0][0]).exists():
         found.prefix = split
@@ -314,13 +323,19 @@ def _from_annotation(root: Path, split: Split, ann: Path, layout: Layout, proble
         hint = f"paths are read below {base}" if all_gone else "copy them again, or take their lines out"
         problems.append(
             Problem(
-                "error", "missing-image", split, f"{len(gone):,} of {len(rows):,} listed images: {some(gone)}", hint
+                "error",
+                "missing-image",
+                split,
+                f"not there: {len(gone):,} of {number(len(rows), 'listed image')}: {some(gone)}",
+                hint,
             )
         )
     if twice:
-        problems.append(Problem("warning", "listed-twice", split, f"{len(twice):,} images: {some(twice)}"))
+        problems.append(Problem("warning", "listed-twice", split, f"{number(len(twice), 'image')}: {some(twice)}"))
     if two_labels:
-        problems.append(Problem("error", "two-labels", split, f"{len(two_labels):,} images: {some(two_labels)}"))
+        problems.append(
+            Problem("error", "two-labels", split, f"{number(len(two_labels), 'image')}: {some(two_labels)}")
+        )
     if not rows and not wrong:
         problems.append(Problem("error", "no-images", split, f"{ann} is empty"))
     return found
@@ -363,7 +378,9 @@ def count(listing: Listing) -> None:
         empty = [path for path, size in zip(splits[s].paths, splits[s].sizes, strict=True) if size == 0]
         if empty:
             hint = "copy them again; `bblab data prepare` leaves them out"
-            problems.append(Problem("error", "empty-image", s, f"{len(empty):,} files of 0 bytes: {some(empty)}", hint))
+            problems.append(
+                Problem("error", "empty-image", s, f"{number(len(empty), 'file')} of 0 bytes: {some(empty)}", hint)
+            )
     if len(classes) == 1:
         problems.append(Problem("error", "one-class", "train", f"one class only: {classes[0]}", "a class is a folder"))
     annotated = {s: splits[s].ann is not None for s in SPLITS}

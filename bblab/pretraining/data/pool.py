@@ -133,6 +133,7 @@ def _pool(jobs: int) -> ProcessPoolExecutor:
 def _begin() -> None:
     """In a worker: Ctrl-C belongs to the parent; no threads of its own; never outlive a parent that was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders complain there themselves; exceptions travel otherwise
     parent = multiprocessing.parent_process()
 
     def leave() -> None:

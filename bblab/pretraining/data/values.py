@@ -124,6 +124,11 @@ def some(names: Iterable[object], count: int = 5) -> str:
     return ", ".join(listed[:count]) + more
 
 
+def number(count: int, word: str) -> str:
+    """ "1 image", "1,200 images"."""
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
 def by_reason(bad: Iterable[BadFile]) -> str:
     """ "3 truncated, 1 empty"."""
     return ", ".join(f"{n:,} {reason}" for reason, n in Counter(b.reason for b in bad).most_common())
