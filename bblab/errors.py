@@ -59,9 +59,10 @@ class Complaint:
 
 
 class SpecError(BblabError):
-    """All the mistakes of one spec, in the order of the file."""
+    """All the mistakes of one spec, in the order of the file. `sound`: the ArchSpec of what stands before them."""
 
-    def __init__(self, complaints: Iterable[Complaint]) -> None:
+    def __init__(self, complaints: Iterable[Complaint], *, sound: object = None) -> None:
+        self.sound = sound
         self.complaints = tuple(sorted(complaints, key=lambda c: (c.mark.line, c.mark.column) if c.mark else (0, 0)))
         super().__init__("\n".join(str(c) for c in self.complaints))
 

@@ -407,6 +407,7 @@ class _Parser:
         self.has_unknown_block = False
         self.channels: int | tuple[int, ...] = 3
         self.num_rows = 0
+        self.sound: ArchSpec | None = None
 
     def complain(self, mark: Mark | None, message: str, hint: str = "") -> None:
         complaint = Complaint(mark, message, hint)
@@ -470,8 +471,25 @@ class _Parser:
         tracker = self.tracker(get("tracker"))
         waive = self.waive(get("waive"))
         if self.complaints or not stages:
+            self.sound = self.before_the_first_mistake(stages, shape, given)
             return None
         return ArchSpec(given, stages, shape, taps, head, tracker, waive, str(about or ""))
+
+    def before_the_first_mistake(
+        self, stages: tuple[Stage, ...], shape: tuple[int, int, int], name: str
+    ) -> ArchSpec | None:
+        """The rows that stand before the first complaint, as a net: what can be looked at already."""
+        places = [(c.mark.line, c.mark.column) for c in self.complaints if c.mark is not None]
+        if not places or len(places) < len(self.complaints):
+            return None
+        kept = []
+        for stage in stages:
+            rows = tuple(r for r in stage.rows if r.mark is not None and (r.mark.line, r.mark.column) < min(places))
+            if rows:
+                kept.append(Stage(stage.name, rows))
+            if len(rows) < len(stage.rows):
+                break
+        return ArchSpec(name, tuple(kept), shape, (kept[-1].name,)) if kept else None
 
     def name(self, node: Node | None, stem: str) -> str:
         if node is None:
@@ -856,7 +874,7 @@ def parse(
     parser = _Parser(kinds)
     spec = parser.document(root, name)
     if parser.complaints or spec is None:
-        raise SpecError(parser.complaints)
+        raise SpecError(parser.complaints, sound=parser.sound)
     return spec
 
 

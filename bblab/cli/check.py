@@ -32,7 +32,14 @@ def check(
     if not specs:
         raise BblabError("no spec given", hint="bblab check SPEC..., or bblab check --rules")
     opened = common.open_lab(lab)
-    profiles = [opened.check(spec) for spec in opened.every(specs, edits or ())]
+    profiles, mistakes = [], []
+    for spec in opened.every(specs, edits or ()):
+        try:
+            profiles.append(opened.check(spec))
+        except BblabError as error:
+            mistakes.append(error)
+    if mistakes:
+        raise mistakes[0] if len(mistakes) == 1 else BblabError("\n".join(str(m) for m in mistakes))
     if json:
         rows = [
             {"name": p.spec.name, "spec_id": p.spec.spec_id, "findings": [f.to_json() for f in p.findings]}

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from bblab.cli import common
+from bblab.errors import near
 
 
 def register(app: typer.Typer) -> None:
@@ -27,6 +28,7 @@ def runs(
     opened = common.open_lab(lab)
     with opened.notebook(read_only=True) as store:
         found = store.runs(kind=kind, name=name, since=since, limit=limit)
+        every = [] if found or not (kind or name) else store.runs()
     if json:
         common.write_json(json, [as_row(r) for r in found])
     if json != "-":
@@ -40,6 +42,9 @@ def runs(
             drawn.add_row(str(r.id), r.created_utc[:16].replace("T", " "), r.kind, r.name, headline(r))
         if found:
             out.print(drawn)
+        for what, asked, known in (("kind", kind, {r.kind for r in every}), ("name", name, {r.name for r in every})):
+            if asked and known and asked not in known:
+                out.print(f"no run of {what} {asked!r}: {near(asked, known)}", markup=False, soft_wrap=True)
         last = f"{len(found)} runs in {common.short(opened.store_path)}"
         after = f" · next: bblab show {found[0].id}" if found else " · next: bblab profile mobileone_s0"
         out.print(last + after, style="dim", markup=False, soft_wrap=True)

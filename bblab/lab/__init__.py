@@ -26,7 +26,7 @@ from bblab.analysis import geometry as geo
 from bblab.analysis import rules
 from bblab.analysis.cost import op_costs
 from bblab.analysis.net import SUMS, Analyst, NetCost
-from bblab.errors import BblabError, RunError
+from bblab.errors import BblabError, RunError, SpecError
 from bblab.ops import Form
 from bblab.spec import ArchSpec, BlockInfo
 from bblab.store import NewRun, Store
@@ -257,17 +257,35 @@ class Lab:
 
     def every(self, references: Sequence[str | ArchSpec], edits: Sequence[str]) -> list[ArchSpec]:
         """All of these specs. Raises SpecError with the mistakes of all of them."""
-        found, mistakes = [], []
+        found: list[ArchSpec] = []
+        mistakes: list[BblabError] = []
         for reference in references:
             try:
                 found.append(reference if isinstance(reference, ArchSpec) else self.spec(reference, edits))
+            except SpecError as error:
+                # What cannot be built before the first mistake is told in the same round.
+                more = self._cannot_build(error.sound)
+                mistakes.append(SpecError([*more.complaints, *error.complaints]) if more else error)
             except BblabError as error:
                 mistakes.append(error)
+        if mistakes:
+            mistakes += [unbuilt for spec in found if (unbuilt := self._cannot_build(spec))]
         if len(mistakes) > 1:
             raise BblabError("\n".join(str(m) for m in mistakes))
         if mistakes:
             raise mistakes[0]
         return found
+
+    def _cannot_build(self, spec: object) -> SpecError | None:
+        """The blocks of a spec that cannot be built or run at its own input."""
+        if isinstance(spec, ArchSpec) and not spec.library:
+            try:
+                self.analyst.cost(spec, "train")
+            except SpecError as error:
+                return error
+            except BblabError:
+                pass
+        return None
 
     @_to_stderr
     def specs(self, *, with_costs: bool = True, on_progress: Progress | None = None) -> list[SpecEntry]:
