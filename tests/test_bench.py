@@ -30,14 +30,13 @@ class FakeDevice:
     name = "fake"
     hook: Callable[[wire.Request, int], None] = staticmethod(lambda request, process: None)
 
-    def __init__(self, address: str = "") -> None:
-        self.rng = random.Random(7)
-        self.process = 0
-        FakeDevice.requests = []
+    def __init__(self, address: str = "") -> None: ...
 
     requests: list[wire.Request]
 
     def __enter__(self) -> FakeDevice:
+        self.rng = random.Random(7)
+        FakeDevice.requests = []
         return self
 
     def __exit__(self, *_: object) -> None: ...

@@ -13,7 +13,9 @@ from bblab.errors import BblabError
 if TYPE_CHECKING:
     from bblab.lab import Bench, Lab
 
-DeviceOption = Annotated[str, typer.Option("--device", metavar="NAME", help="Where to measure: host.")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="host, ssh:USER@HOST, adb:SERIAL, or a name of bblab devices.")
+]
 RuntimesOption = Annotated[
     str, typer.Option("--runtime", metavar="R,...", help="ort, ncnn, openvino, torch, torch-compile, ort-cuda ...")
 ]

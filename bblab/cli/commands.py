@@ -21,6 +21,7 @@ ABOUT = {
     "data": "Check a data set before training, or write a copy of it that loads fast.",
     "pretrain": "Train a spec on images with mmpretrain, at any batch size, and never lose a run.",
     "export": "Hand a backbone to a tracker trainer, or to the device.",
+    "devices": "List the devices that latency can be measured on, or name one.",
     "runner": "Build or list the program that times nets on a phone or board.",
     "record": "Record the training and the scores of a tracker that was trained elsewhere.",
     "runs": "List stored runs, newest first.",

@@ -36,8 +36,10 @@ if TYPE_CHECKING:
 
     from bblab.lab import exporting
     from bblab.lab.benching import Measured
+    from bblab.lab.devices import Saved, Seen
     from bblab.lab.recording import Recorded
     from bblab.latency import Candidate, Outcome, Plan, Race, Timing, Verdict
+    from bblab.latency.devices import Device
     from bblab.weights import Imported
 
 REFERENCE = "resnet18"
@@ -782,16 +784,16 @@ class Lab:
         store: bool,
         on_progress: Progress | None,
     ) -> Bench:
-        from bblab.latency import devices, places, run_races, runtimes
+        from bblab.latency import places, run_races, runtimes
 
-        devices.find(device)
+        opened = self.device(device)
         for race in races:  # every mistake before the first measurement
             runtimes.find(race.runtime).version()
             replace(plan, threads=race.threads, pace_fps=race.pace_fps)
         outcomes: list[Outcome] = []
         rows: list[Mapping[str, Any]] = []
         problems: list[BblabError] = []
-        for outcome in run_races(races, device=device, plan=plan, on_progress=on_progress):
+        for outcome in run_races(races, device=opened, plan=plan, on_progress=on_progress):
             outcomes.append(outcome)
             if outcome.problem is not None:
                 where = f"{outcome.race.title}: " if len(races) > 1 else ""
@@ -853,6 +855,32 @@ class Lab:
         from bblab.lab import benching
 
         return benching.pipeline(self, references, **how)
+
+    # ------------------------------------------------------------------------------------------ devices
+
+    def device(self, name: str) -> Device:
+        """A device by the lab's name for it or by its address, not yet opened; see `devices.find`."""
+        from bblab.lab import devices
+
+        return devices.find(self, name)
+
+    def devices(self) -> list[Seen]:
+        """The host, the lab's devices and connected phones, each asked what it can run; see `devices.survey`."""
+        from bblab.lab import devices
+
+        return devices.survey(self)
+
+    def add_device(self, name: str, address: str, options: Mapping[str, Any], *, replace: bool = False) -> Saved:
+        """Keep a device in lab.toml; see `devices.add`."""
+        from bblab.lab import devices
+
+        return devices.add(self, name, address, options, replace=replace)
+
+    def remove_device(self, name: str) -> Saved:
+        """Take a device out of lab.toml; see `devices.remove`."""
+        from bblab.lab import devices
+
+        return devices.remove(self, name)
 
     # ------------------------------------------------------------------------------------------ weights
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from bblab.errors import BblabError
 from bblab.latency import protocol
+from bblab.latency.devices import Device
 from bblab.latency.measure import Progress, measure
 from bblab.latency.models import CannotConvert
 from bblab.latency.protocol import Estimate
@@ -51,7 +52,7 @@ class Outcome:
 def run(
     races: Sequence[Race],
     *,
-    device: str = "host",
+    device: str | Device = "host",
     plan: Plan = Plan(),  # noqa: B008  frozen
     on_progress: Progress | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -70,7 +71,7 @@ def run(
             return
 
 
-def _outcome(race: Race, device: str, plan: Plan, tell: _Teller, clock: Callable[[], float]) -> Outcome:
+def _outcome(race: Race, device: str | Device, plan: Plan, tell: _Teller, clock: Callable[[], float]) -> Outcome:
     candidates = list(race.candidates)
     left_out: list[str] = []
     while True:

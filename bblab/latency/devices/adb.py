@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from bblab.errors import BblabError, RunError, near
 from bblab.latency.devices import DEVICES, remote, state, talk
-from bblab.latency.devices.cooling import Cooling
+from bblab.latency.devices.cooling import Cooling, too_warm
 from bblab.latency.devices.cores import check, to_json
-from bblab.latency.devices.remote import Engine, Lost, Remote, Said
+from bblab.latency.devices.remote import About, Engine, Lost, Remote, Said
 
 if TYPE_CHECKING:
     import adbutils
@@ -74,6 +74,7 @@ def adb(
         is_phone=True,
         engine_for=_engine,
         read_state=_state,
+        describe=_describe,
         cool=Cooling(f"adb:{address}, {cores} cores", limit_s, thermal_status),
     )
 
@@ -116,6 +117,23 @@ def _state(phone: Remote) -> dict[str, Any]:
     for warning in warnings(found):
         phone.remark(warning)
     return found
+
+
+def _describe(phone: Remote) -> About:
+    machine = phone.conditions()
+    named = machine.get("android", {})
+    parts = [" ".join(named[k] for k in ("manufacturer", "model") if k in named)]
+    parts += [f"Android {named['android']}"] if "android" in named else []
+    parts += [machine["cpu_model"]] if "cpu_model" in machine else []
+    status = machine.get("thermal", {}).get("status")
+    if status is not None:
+        parts.append(too_warm(status, None, None) or "thermal status 0 (cool)")
+    charge = machine.get("battery", {})
+    if "level_percent" in charge:
+        heat = f", {charge['temperature_c']:.0f} °C" if "temperature_c" in charge else ""
+        parts.append(f"battery {charge['level_percent']} %{heat}")
+    able, remedy = remote.programs(phone.arch)
+    return About(", ".join(p for p in parts if p), remote.cores_words(phone), tuple(able), remedy)
 
 
 def warnings(record: dict[str, Any]) -> list[str]:

@@ -29,7 +29,7 @@ from typing import IO, Any, Protocol
 from bblab.errors import BblabError, RunError
 from bblab.latency import runtimes, wire
 from bblab.latency.devices import Tell, bundle, state, talk
-from bblab.latency.devices.cores import Choice, Cluster, choose
+from bblab.latency.devices.cores import Choice, Cluster, choose, words
 
 SHORT_S = 30.0  # for commands that only look
 GOODBYE_S = 8.0  # for the way out: a device that is gone must not hold us
@@ -91,6 +91,16 @@ class Engine:
     speedometer: str = ""  # its kernel's name, where the command with --speedometer N says N `speed` lines
 
 
+@dataclass(frozen=True, slots=True)
+class About:
+    """A device in words for a list: what it is, its cores, the runtimes it can run now, what would give it more."""
+
+    words: str
+    cores: str
+    runtimes: tuple[str, ...]
+    remedy: str = ""
+
+
 @dataclass(slots=True, kw_only=True)
 class Remote:
     """The flow; what a kind of device does its own way are `base`, `engine_for` and the link."""
@@ -103,6 +113,7 @@ class Remote:
     is_phone: bool = False
     engine_for: Callable[[Remote, str], Engine]
     read_state: Callable[[Remote], dict[str, Any]]
+    describe: Callable[[Remote], About]
     cool: Callable[[Remote, str, Tell], None] | None = None
     remarks: list[str] = field(default_factory=list)
     foreign_lines: int = 0
@@ -197,6 +208,10 @@ class Remote:
         """Wait until the device has cooled down, where its kind knows how to tell."""
         if self.cool is not None:
             self.cool(self, runtime, tell)
+
+    def about(self) -> About:
+        """Of the open device."""
+        return self.describe(self)
 
     def send(self, path: Path) -> str:
         if path not in self._sent:
@@ -342,6 +357,18 @@ def static_program(runtime: str, machine: str) -> tuple[str, ...]:
     return runtimes.program(STAND_IN.get(runtime, runtime), normal_arch(machine))
 
 
+def programs(machine: str) -> tuple[list[str], str]:
+    """The runtimes that are programs built for `uname -m`, and where there is none the command that builds them."""
+    found, remedy = [], ""
+    for name in [*STAND_IN, *(n for n in runtimes.names() if is_program(n) and n not in STAND_IN)]:
+        try:
+            static_program(name, machine)
+            found.append(name)
+        except BblabError as error:
+            remedy = remedy or error.hint
+    return found, "" if found else remedy
+
+
 def pushed_program(remote: Remote, path: Path, name: str) -> str:
     """A program on the device, ready to be started. Raises RunError where the device will not start programs there."""
     place = f"{remote.folder}/{name}"
@@ -353,6 +380,13 @@ def pushed_program(remote: Remote, path: Path, name: str) -> str:
             hint="its folder is mounted noexec: name another with --folder",
         )
     return f"./{name}"
+
+
+def cores_words(remote: Remote) -> str:
+    """For example `2 at 2.85 GHz + 4 at 1.80 GHz; measures on 6,7`."""
+    found = words(remote.topology())
+    pinned = remote.choice(1).cpus
+    return found + (f"; measures on {','.join(map(str, pinned))}" if pinned else "")
 
 
 def normal_arch(machine: str) -> str:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from bblab.errors import BblabError, RunError
 from bblab.latency.devices import DEVICES, remote, state, talk
 from bblab.latency.devices.cores import check, to_json
-from bblab.latency.devices.remote import Engine, Lost, Remote, Said
+from bblab.latency.devices.remote import About, Engine, Lost, Remote, Said
 
 if TYPE_CHECKING:
     import asyncssh
@@ -80,6 +80,7 @@ def ssh(
         cores=check(cores),
         engine_for=lambda board, runtime: _engine(board, runtime, python),
         read_state=_state,
+        describe=lambda board: _describe(board, python),
     )
 
 
@@ -100,6 +101,21 @@ def _state(board: Remote) -> dict[str, Any]:
     if groups:
         found["clusters"] = to_json(groups)
     return found
+
+
+def _describe(board: Remote, python: str) -> About:
+    there = remote.look_at_python(board, python)
+    able, remedy = remote.programs(board.arch)
+    if there.problem or not there.numpy:
+        words = there.problem or f"Python {there.python} without numpy"
+    else:
+        words = f"Python {there.python}"
+        able = list(dict.fromkeys([*dict(there.runtimes), *able]))
+        missing = dict(there.missing).get("ort")
+        remedy = missing if missing and not able else ""
+    machine = board.conditions()
+    described = ", ".join(str(machine[k]) for k in ("cpu_model", "os") if k in machine)
+    return About(f"{described}; {words}", remote.cores_words(board), tuple(able), "" if able else remedy)
 
 
 def _engine(board: Remote, runtime: str, python: str) -> Engine:
@@ -373,7 +389,7 @@ def _existing(text: str, what: str) -> Path:
 
 
 def _reason(error: Exception) -> str:
-    text = str(error) or getattr(error, "strerror", "") or type(error).__name__
+    text = getattr(error, "strerror", "") or str(error) or type(error).__name__
     return text.splitlines()[0][:300]
 
 

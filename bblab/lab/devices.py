@@ -1,0 +1,213 @@
+"""The devices of a lab: those that lab.toml keeps by name, and those that are simply there."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from bblab.errors import BblabError, near
+from bblab.lab import settings
+
+if TYPE_CHECKING:
+    from bblab.lab import Lab
+    from bblab.latency.devices import Device
+
+GROUP = "devices"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A device of lab.toml: `[devices.NAME]` with its address and the options of its kind."""
+
+    name: str
+    address: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def saved(lab: Lab) -> dict[str, Saved]:
+    """Raises BblabError where lab.toml says something else than devices."""
+    path = lab.folder / settings.FILE
+    group = settings.read(path).get(GROUP, {})
+    if not isinstance(group, dict):
+        raise BblabError(f"{path}: {GROUP} is {group!r}", hint=f"it should hold tables: [{GROUP}.NAME]")
+    found = {}
+    for name, table in group.items():
+        address = table.get("address") if isinstance(table, dict) else None
+        if not isinstance(address, str):
+            raise BblabError(f"{path}: the device {name} has no address", hint='give it one: address = "ssh:pi@board"')
+        found[name] = Saved(name, address, {k: v for k, v in table.items() if k != "address"})
+    return found
+
+
+def find(lab: Lab, name: str) -> Device:
+    """A device by the lab's name for it or by its address, not yet opened. Raises BblabError with the near names."""
+    from bblab.latency import devices
+
+    known = saved(lab)
+    if name in known:
+        return _made(known[name])
+    return devices.find(name, known=list(known))
+
+
+def _made(entry: Saved) -> Device:
+    from bblab.latency import devices
+
+    try:
+        return devices.find(entry.address, {**entry.options, "label": entry.name})
+    except BblabError as error:
+        raise BblabError(
+            f"device {entry.name} of {settings.FILE}: {error.message}", hint=error.hint, exit_code=error.exit_code
+        ) from None
+
+
+def add(lab: Lab, name: str, address: str, options: Mapping[str, Any], *, replace: bool = False) -> Saved:
+    """Keep a device in lab.toml under a name. Nothing is connected. Raises BblabError for a wrong or taken name."""
+    from bblab.latency import devices
+
+    if not NAME.fullmatch(name) or name in devices.kinds():
+        kinds = ", ".join(devices.kinds())
+        raise BblabError(
+            f"a device cannot be called {name!r}", hint=f"letters, digits, - and _; {kinds} are kinds of device"
+        )
+    if ":" not in address:
+        raise BblabError(f"{address!r} is no address", hint="ssh:USER@HOST[:PORT], or adb:SERIAL as `adb devices` says")
+    entry = Saved(name, address, dict(options))
+    made = _made(entry)
+    del made
+    path = lab.folder / settings.FILE
+    text = settings._text(path) if path.exists() else ""
+    known = saved(lab)
+    if name in known:
+        if not replace:
+            raise BblabError(
+                f"there is a device {name!r} already: {known[name].address}",
+                hint=f"--replace it, or: bblab devices remove {name}",
+            )
+        text = settings.without_table(text, GROUP, name, path)
+    settings.write(path, settings.with_table(text, GROUP, name, {"address": address, **options}, path))
+    return entry
+
+
+def remove(lab: Lab, name: str) -> Saved:
+    """Take a device out of lab.toml. Raises BblabError, naming the near ones, where it is not there."""
+    known = saved(lab)
+    if name not in known:
+        raise BblabError(f"no device {name!r} in {lab.folder / settings.FILE}", hint=near(name, known))
+    path = lab.folder / settings.FILE
+    settings.write(path, settings.without_table(settings._text(path), GROUP, name, path))
+    return known[name]
+
+
+# What is there ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One device of the list: whether it answers, what it is, what it can run."""
+
+    name: str  # what --device takes
+    address: str
+    state: str  # "ready", or why not
+    about: str = ""
+    cores: str = ""
+    runtimes: tuple[str, ...] = ()
+    remedy: str = ""
+    is_saved: bool = False
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "address": self.address,
+            "state": self.state,
+            "about": self.about,
+            "cores": self.cores,
+            "runtimes": list(self.runtimes),
+            "remedy": self.remedy,
+            "is_saved": self.is_saved,
+            "notes": list(self.notes),
+        }
+
+
+def survey(lab: Lab) -> list[Seen]:
+    """The host, the lab's devices and the phones that adb sees; each is asked, all at once, none for long."""
+    entries = list(saved(lab).values())
+    connected, trouble = _connected_phones()
+    taken = {entry.address for entry in entries}
+    loose = [Saved(address, address) for address in connected if address not in taken]
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        seen = list(pool.map(_look, [*entries, *loose], [True] * len(entries) + [False] * len(loose)))
+    found = [_host(), *seen]
+    return found if trouble is None else [*found, trouble]
+
+
+def _connected_phones() -> tuple[list[str], Seen | None]:
+    """Addresses that adb lists, also of phones that are not ready; nothing is said where adb is not installed."""
+    try:
+        import adbutils  # noqa: F401
+    except ImportError:
+        return [], None
+    if shutil.which("adb") is None:
+        return [], None
+    from bblab.latency.devices.adb import phones
+
+    try:
+        return [f"adb:{phone.serial}" for phone in phones()], None
+    except BblabError as error:
+        return [], Seen("adb", "adb", error.message, remedy=error.hint)
+
+
+def _look(entry: Saved, is_saved: bool) -> Seen:
+    from bblab.latency.devices.remote import Remote
+
+    try:
+        device = _made(entry) if is_saved else _unsaved(entry)
+        if not isinstance(device, Remote):
+            return Seen(entry.name, entry.address, "ready", is_saved=is_saved)
+        with device:
+            about = device.about()
+            return Seen(
+                entry.name, entry.address, "ready", about.words, about.cores, about.runtimes, about.remedy, is_saved,
+                tuple(device.notes),
+            )  # fmt: skip
+    except BblabError as error:
+        return Seen(entry.name, entry.address, error.message, remedy=error.hint, is_saved=is_saved)
+
+
+def _unsaved(entry: Saved) -> Device:
+    from bblab.latency import devices
+
+    return devices.find(entry.address)
+
+
+def _host() -> Seen:
+    from bblab.latency import conditions
+
+    state = conditions.read()
+    cores = f"{state.get('cores', '?')}"
+    about = ", ".join(str(state[k]) for k in ("cpu_model", "os") if k in state)
+    return Seen("host", "host", "ready", about, cores, tuple(_host_runtimes()))
+
+
+def _host_runtimes() -> Sequence[str]:
+    """Those that are installed. A GPU's are not asked where no driver is: the answer would load torch."""
+    from bblab.latency import runtimes
+
+    has_gpu = shutil.which("nvidia-smi") is not None
+    found = []
+    for name in runtimes.names():
+        engine = runtimes.find(name)
+        if runtimes.processor(engine) == "cuda" and not has_gpu:
+            continue
+        try:
+            engine.version()
+            runtimes.program(name)
+        except BblabError:
+            continue
+        found.append(name)
+    return found
