@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bblab.lab import Lab
     from bblab.lab.training import Pretrained
     from bblab.pretraining.config import Plan
+    from bblab.pretraining.estimate import Estimate
 
 
 def register(app: typer.Typer) -> None:
@@ -132,17 +133,59 @@ def pretrain(
         chosen = training.chosen_spec(opened, spec, edits or ())
         if spec is None and not machine:
             common.console().print(f"{chosen.name}: the spec that was profiled last", markup=False, soft_wrap=True)
-        if estimate:
-            raise RunError("--estimate is not there yet")
         made = training.plan(opened, chosen, wanted)
         if not machine:
             for line in opening(made):
                 common.console().print(line, markup=False, soft_wrap=True)
+        if estimate:
+            estimated(opened, made, spec, json)
+            return
         with progress(quiet=machine) as tell:
             done = training.pretrain(opened, chosen, wanted, made=made, on_progress=tell)
     if json:
         common.write_json(json, done.to_json())
     finish(opened, done, machine, json)
+
+
+def estimated(opened: Lab, made: Plan, spec: str | None, json: str | None) -> None:
+    """Measure, store and print what the recipe would take."""
+    import contextlib
+
+    from bblab.lab import training
+
+    err = common.console(stderr=True)
+    busy = err.status("measuring a few steps of the net, then of the data") if err.is_terminal and json != "-" else None
+    with busy or contextlib.nullcontext():
+        found, run_id = training.estimate(opened, made)
+    if json:
+        common.write_json(json, {**found.to_json(), "run_id": run_id})
+    if json == "-":
+        return
+    out = common.console()
+    for line in estimate_lines(found):
+        out.print(line, markup=False, soft_wrap=True)
+    where = f"stored as run {run_id} in {common.short(opened.store_path)}"
+    after = " ".join(["bblab pretrain", *([spec] if spec else [])])
+    out.print(f"{where} · next: {after}", style="dim", markup=False, soft_wrap=True)
+
+
+def estimate_lines(e: Estimate) -> list[str]:
+    """Rates, the limit and the hours, as a person reads them."""
+    from bblab.pretraining.card import duration
+
+    how = f"batch {e.batch_size}, {e.px} px, {e.precision}, {e.device}"
+    who = "the training process itself" if not e.workers else f"{e.workers} workers"
+    each = f" in each of {e.processes} processes (taken to add up)" if e.processes > 1 else ""
+    lines = [
+        f"net    {common.digits(e.net_images_per_s):>8} images/s  training steps on synthetic images: {how}{each}",
+        f"data   {common.digits(e.loader_images_per_s):>8} images/s  loaded by {who}, nothing else running",
+        f"limit  {e.limit}",
+        f"the recipe on this data ({e.train_images:,} + {e.val_images:,} images): {duration(3600 * e.hours)}",
+        f"on ImageNet-1k (1,281,167 + 50,000 images), if its images load as fast: {duration(3600 * e.imagenet_hours)}",
+    ]
+    if e.peak_memory_bytes is not None:
+        lines.insert(1, f"       {e.peak_memory_bytes / 1e9:8.2f} GB of GPU memory")
+    return lines
 
 
 def opening(made: Plan) -> list[str]:

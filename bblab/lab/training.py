@@ -27,6 +27,7 @@ from bblab.spec import ArchSpec
 
 if TYPE_CHECKING:
     from bblab.lab import Lab
+    from bblab.pretraining.estimate import Estimate
 
 KIND = "pretrain"
 INGESTED = "ingested.json"
@@ -397,6 +398,31 @@ def _unfinished(lab: Lab, name: str | None) -> Path:
                 return folder
     what = f"of {name} " if name else ""
     raise BblabError(f"no run {what}in {lab.folder} is unfinished", hint="name its folder: --resume --run DIR")
+
+
+def estimate(lab: Lab, made: Plan, *, budget_s: float | None = None) -> tuple[Estimate, int]:
+    """What a plan would take on this machine, measured on a few steps; with the row it is stored in."""
+    import tempfile
+
+    from bblab.pretraining import estimate as measuring
+    from bblab.pretraining.run import settle
+
+    with tempfile.TemporaryDirectory(prefix="bblab-estimate-") as folder:
+        found = measuring.estimate(settle(made), Path(folder), budget_s=budget_s or measuring.BUDGET_S)
+    result = found.to_json()
+    samples = {key: list(result.pop(key)) for key in ("net_samples_s", "loader_samples_s")}
+    with lab.notebook() as store:
+        run_id = store.add(
+            "estimate",
+            spec_id=made.spec_id,
+            name=made.name,
+            code_version=made.code_version,
+            inputs=inputs(made),
+            result=result,
+            samples=samples,
+            spec_text=made.extra.get("spec_text", ""),
+        )
+    return found, run_id
 
 
 # ---------------------------------------------------------------------------------------------- the notebook

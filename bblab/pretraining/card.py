@@ -26,7 +26,10 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     if seconds < 3600:
         return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-    return f"{seconds / 3600:.3g} h"
+    hours = seconds / 3600
+    if hours < 100:
+        return f"{hours:.3g} h"
+    return f"{hours:,.0f} h ({hours / 24:,.0f} days)"
 
 
 def accuracy_text(percent: float | None, count: int) -> str:

@@ -102,7 +102,7 @@ def _explained(error: BaseException) -> tuple[str, dict[str, Any]]:
 def _trained(folder: Path, rank: int) -> tuple[str, dict[str, Any]]:
     from bblab.pretraining.hooks import Ended
 
-    _quieten()
+    quieten()
     plan = settle(read_plan(folder))
     newest, wrong = checkpoints.newest(folder)
     if rank == 0:
@@ -184,7 +184,7 @@ def _versions(plan: Plan) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Warnings that say nothing to who trains: mmcv-lite's missing CUDA ops, AutoAugment's remark on every image."""
     warnings.filterwarnings("ignore", message="Fail to import")
     warnings.filterwarnings("ignore", message="Only use 'alpha'")
