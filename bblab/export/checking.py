@@ -7,8 +7,10 @@ Every line is a claim that was tested; the exit code is 1 if one does not hold.
 """
 
 import argparse
+import contextlib
 import copy
 import importlib.util
+import io
 import json
 import sys
 from pathlib import Path
@@ -46,6 +48,11 @@ def weights():
     prefix = MANIFEST["weights"]["prefix"]
     state = torch.load(HERE / MANIFEST["weights"]["file"], map_location="cpu", weights_only=True)
     return state, {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+
+
+def quiet():
+    """Trainers print every key and layer."""
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 def norms(module):
@@ -126,7 +133,8 @@ def check_trainer(folder, data):
     launch.on_cpu()
     trainer = launch.trainer_folder(folder)
     torch.manual_seed(0)
-    model = launch.build(trainer)
+    with quiet():
+        model = launch.build(trainer)
     part = launch.backbone_of(model)
     _, own = weights()
     now = part.state_dict()
@@ -147,12 +155,15 @@ def check_trainer(folder, data):
             )
     freeze = MANIFEST["freeze"]
     all_names = dict(part.named_parameters())
-    for epoch, layers in ((0, freeze["layers_at_start"]), (freeze["epochs"], freeze["layers"])):
-        if epoch == 0 and freeze["epochs"] == 0:
-            continue
-        optimizer = launch.epoch(trainer, model, epoch)
+    phases = [(freeze["epochs"], freeze["layers"])]
+    if freeze["epochs"]:
+        phases.insert(0, (0, freeze["layers_at_start"]))
+    for epoch, layers in phases:
+        with quiet():
+            optimizer = launch.epoch(trainer, model, epoch)
         names, old, before = list(all_names), statistics(part), parameters(model)
-        loss = launch.step(model, optimizer)
+        with quiet():
+            loss = launch.step(model, optimizer)
         learning = [n for n in names if any(n.startswith(f"{layer}.") for layer in layers)]
         changed = moved(before, dict(model.named_parameters()))
         own_changed = moved({n: before[launch.PREFIX + n] for n in names}, dict(part.named_parameters()))
@@ -166,6 +177,8 @@ def check_trainer(folder, data):
             which = f"{len(own_changed)} of {len(learning)} tensors of {', '.join(layers)}"
             holds = set(own_changed) <= set(learning) and len(own_changed) > 0.5 * len(learning)
             claim(holds, f"{when}: {which} learned, none outside")
+        if layers and freeze["norms_never_learn"]:
+            claim(still, f"{when}: no statistic of the backbone's {len(old) // 2} norms moved")
 
 
 def main():

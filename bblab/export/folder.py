@@ -241,6 +241,7 @@ def contents(
             "epochs": target.freeze_epochs,
             "layers": train_layers,
             "layers_at_start": values.get("layers_at_start", []),
+            "norms_never_learn": target.norms_never_learn,
             "how": target.freeze,
         },
         "keys": {k: v for k, v in keys.items() if k != "config_text"},
@@ -397,8 +398,7 @@ def _readme(target: Target, variant: str, spec: ArchSpec, manifest: Mapping[str,
         f"| parameters | {manifest['weights']['parameters']:,} as trained, {geometry['params_deploy']:,} fused |",
         f"| MACs, fused | {geometry['search']['macs_deploy']:,} at search size |",
         f"| input | {fed} |",
-        f"| frozen | epochs 0 to {target.freeze_epochs - 1}, statistics of norms too; then "
-        f"{', '.join(manifest['freeze']['layers'])} |",
+        f"| frozen | {_frozen(target, manifest)} |",
         "",
         "## Where it comes from",
         "",
@@ -421,6 +421,13 @@ def _readme(target: Target, variant: str, spec: ArchSpec, manifest: Mapping[str,
     if target.notes:
         lines += ["", "## Good to know", "", *(f"- {note}" for note in target.notes)]
     return "\n".join(lines) + "\n"
+
+
+def _frozen(target: Target, manifest: Mapping[str, Any]) -> str:
+    layers = ", ".join(manifest["freeze"]["layers"])
+    if not target.freeze_epochs:
+        return f"{'all norms, for ever; ' if target.norms_never_learn else ''}{layers} learn from the start"
+    return f"epochs 0 to {target.freeze_epochs - 1}, statistics of norms too; then {layers} learn"
 
 
 def provenance_lines(provenance: Mapping[str, Any]) -> list[str]:

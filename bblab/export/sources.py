@@ -105,8 +105,11 @@ def _names(node: ast.AST, local: frozenset[str]) -> Iterator[ast.Name]:
         for decorator in node.decorator_list:
             if not _is_ignored(decorator):
                 yield from _names(decorator, local)
-        for part in (*node.bases, *(k.value for k in node.keywords), *node.body):
-            yield from _names(part, local)
+        for base in (*node.bases, *(k.value for k in node.keywords)):
+            yield from _names(base, local)
+        bound = {n for part in node.body for n in _stored(part)}  # seen by the body's own lines, not by its methods
+        for part in node.body:
+            yield from _names(part, local if isinstance(part, ast.FunctionDef) else local | bound)
         return
     if isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp):
         own = {n for generator in node.generators for n in _stored(generator.target)}

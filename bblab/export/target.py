@@ -70,6 +70,7 @@ class Target:
     padding: str = "same"
     freeze_epochs: int = 10
     freeze: str = ""
+    norms_never_learn: bool = False
     train_above: int = 0
     root: str = ""
     script: str = ""

@@ -1,0 +1,250 @@
+"""Ocean, of TracKit: the map of one stage and a list at stride 8, unpadded (15x15, 31x31), raw BGR.
+
+Read at e351e5b: lib/models/models.py (the backbone's class is written in, 24-30), lib/models/ocean.py (forward),
+lib/models/connect.py (AdjustLayer crops 4 a side: the template's map must be 15x15), lib/utils/utils.py (load_pretrain,
+657-672: whole-model keys), tracking/train_ocean.py (build_opt_lr, 85-145), lib/core/function.py (ocean_train, 9-80).
+
+ocean_train calls model.train() at every epoch's start (function.py:23), after build_opt_lr has put the frozen norms in
+eval: the statistics of the "frozen" backbone move. The exported module does not let them: a norm whose scale does not
+learn keeps its statistics, whoever calls train().
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bblab.export.launching import CONFIG, MANIFEST, WEIGHTS, backbone, enter, function_of, run
+from bblab.export.target import TARGETS, Fit, Target
+
+CONFIG_TEXT = """\
+OCEAN:
+  GPUS: '0'
+  PRINT_FREQ: 10
+  WORKERS: 8
+  OUTPUT_DIR: 'logs'
+  CHECKPOINT_DIR: 'snapshot'
+
+  TRAIN:
+    ISTRUE: True
+    MODEL: "$module"                 # launch.py enters it among the models
+    ALIGN: True                      # the object-aware branch; needs TracKit's compiled DCN
+    START_EPOCH: 0
+    END_EPOCH: 50
+    TEMPLATE_SIZE: $template_px
+    SEARCH_SIZE: $search_px
+    BATCH: 32                        # a GPU
+    STRIDE: $stride
+    RESUME: False
+    PRETRAIN: "$weights"             # in this folder; launch.py makes the path whole
+    LR_POLICY: 'log'
+    WARMUP:
+      IFNOT: True
+      TYPE: 'step'
+      EPOCH: 5
+      KWARGS:
+        start_lr: 0.001
+        end_lr: 0.005
+        step: 1
+    LR:
+      TYPE: 'log'
+      KWARGS:
+        start_lr: 0.005
+        end_lr: 0.00001
+    LAYERS_LR: 0.1
+    BASE_LR: 0.005
+    UNFIX_EPOCH: $freeze_epochs      # frozen before; the module keeps its norm statistics still
+    WARM_POLICY: 'step'
+    UNFIX_POLICY: 'log'
+    MOMENTUM: 0.9
+    WEIGHT_DECAY: 0.0001
+    TRAINABLE_LAYER: $train_layers
+    WHICH_USE: ['GOT10K']            # of YTB, VID, COCO, DET, GOT10K below
+
+  TEST:
+    ISTRUE: False
+    THREADS: 16
+    DATA: 'VOT2019'
+    START_EPOCH: 30
+    END_EPOCH: 50
+    RGBTSPLIT: None
+  TUNE:
+    ISTRUE: False
+    DATA: 'VOT2019'
+    METHOD: 'TPE'
+    RGBTSPLT: None
+  DATASET:
+    SHIFT: 4
+    SCALE: 0.05
+    COLOR: 1
+    FLIP: 0
+    BLUR: 0
+    ROTATION: 0
+    LABELSMOOTH: False
+    MIXUP: 0
+    GRAY: 0
+    CUTOUT: 0
+    SHIFTs: 64
+    SCALEs: 0.18
+    VID: {PATH: './data/vid/crop511', ANNOTATION: './data/vid/train.json', RANGE: 100, USE: 110000}
+    YTB: {PATH: './data/y2b/crop511', ANNOTATION: './data/y2b/train.json', RANGE: 3, USE: 210000}
+    GOT10K: {PATH: './data/got10k/crop511', ANNOTATION: './data/got10k/all.json', RANGE: 100, USE: 160000}
+    DET: {PATH: './data/det/crop511', ANNOTATION: './data/det/train.json', RANGE: 100, USE: 60000}
+    COCO: {PATH: './data/coco/crop511', ANNOTATION: './data/coco/train2017.json', RANGE: 1, USE: 60000}
+"""
+
+TARGETS.add(
+    "ocean",
+    Target(
+        name="ocean",
+        trainer="Ocean",
+        repository="github.com/researchmm/TracKit",
+        commit="e351e5b",
+        sources=(
+            "lib/models/models.py 24-30",
+            "lib/models/connect.py 106-124",
+            "lib/utils/utils.py 657-672",
+            "tracking/train_ocean.py 85-145",
+            "lib/core/function.py 9-80",
+        ),
+        file=Path(__file__),
+        stride=8,
+        fits=(Fit(15, 31, 25),),
+        padding="same_unless_strided",
+        train_above=4,
+        freeze="OCEAN.TRAIN.UNFIX_EPOCH; build_opt_lr freezes, but ocean_train's model.train() would set the norms' "
+        "statistics moving again: the exported module keeps them",
+        root=".",
+        script="tracking/train_ocean.py",
+        command="python launch.py --trainer TracKit",
+        config=CONFIG_TEXT,
+        launch=("register", "start", "build", "backbone_of", "taps_of", "scores", "epoch", "step", "PREFIX"),
+        weights_prefix="features.features.",
+        notes=(
+            "GPUs are chosen in config.yaml (GPUS) or with -- --gpus 0,1.",
+            "Where TracKit's DCN is not compiled, set ALIGN: False.",
+        ),
+        pip="easydict opencv-python tensorboardX shapely",
+    ),
+)
+
+PREFIX = "features.features."
+
+
+class Features(torch.nn.Module):
+    """What Ocean calls: the last map, and a list of maps that it does not use. Keys: features.features.STAGE."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = backbone()
+
+    def forward(self, x: torch.Tensor, online: bool = False) -> Any:
+        last = self.features(x)
+        return last if online else ([last], last)
+
+
+def register(trainer: Path) -> None:
+    """Enter a model with this backbone; no file of the trainer is changed."""
+    enter(trainer, "tracking", "lib")
+    import yaml
+
+    plain = yaml.load
+
+    def load(stream: Any, Loader: Any = yaml.SafeLoader) -> Any:  # PyYAML 6 asks for one
+        return plain(stream, Loader)
+
+    yaml.load = load
+    models: Any = importlib.import_module("models.models")
+    channels = MANIFEST["geometry"]["search"]["taps"][-1]["map"][0]
+
+    class Own(models.Ocean_):
+        """TracKit's Ocean (models.py 24-30) but for the backbone and the neck's width."""
+
+        def __init__(self, align: bool = False, online: bool = False) -> None:
+            super().__init__()
+            self.features = Features()
+            self.neck = models.AdjustLayer(in_channels=channels, out_channels=256)
+            self.connect_model = models.box_tower(inchannels=256, outchannels=256, towernum=4)
+            self.align_head = models.AlignHead(256, 256) if align else None
+
+    setattr(models, MANIFEST["module"], Own)
+    settings: Any = importlib.import_module("core.config")
+    update = settings.update_config
+
+    def update_here(path: str) -> None:
+        update(path)
+        train = settings.config.OCEAN.TRAIN
+        if WEIGHTS.name == train.PRETRAIN:  # the script looks in ./pretrain
+            train.PRETRAIN = os.path.relpath(WEIGHTS, os.path.realpath("pretrain"))
+
+    settings.update_config = update_here
+
+
+def start(trainer: Path, rest: list[str]) -> None:
+    run(trainer / "tracking/train_ocean.py", ["--cfg", str(CONFIG), *rest])
+
+
+def build(trainer: Path) -> torch.nn.Module:
+    """The trainer's own model, its weights loaded by the trainer's own function. Without DCN: without AlignHead."""
+    register(trainer)
+    settings = importlib.import_module("core.config")
+    settings.update_config(str(CONFIG))
+    models = importlib.import_module("models.models")
+    has_dcn = hasattr(importlib.import_module("models.connect"), "DeformConv")
+    model = getattr(models, settings.config.OCEAN.TRAIN.MODEL)(align=settings.config.OCEAN.TRAIN.ALIGN and has_dcn)
+    load = importlib.import_module("utils.utils").load_pretrain
+    # The script makes ./pretrain and reads from there; the folder need not be for this.
+    return load(model, str(WEIGHTS)).train()
+
+
+def backbone_of(model: Any) -> Any:
+    return model.features.features
+
+
+def taps_of(model: Any) -> Any:
+    return model.features.features
+
+
+def scores(model: Any, z: torch.Tensor, x: torch.Tensor) -> dict[str, Any]:
+    model.template(z)
+    found = model.track(x)
+    return {"cls": found[0].shape, "bbox": found[1].shape}
+
+
+def epoch(trainer: Path, model: Any, number: int) -> Any:
+    """What tracking/train_ocean.py does before epoch 0 and at UNFIX_EPOCH; its optimiser."""
+    settings = importlib.import_module("core.config")
+    names = {"torch": torch, "nn": torch.nn, "print": lambda *_: None}
+    names["build_lr_scheduler"] = importlib.import_module("utils.utils").build_lr_scheduler
+    return function_of(trainer / "tracking/train_ocean.py", "build_opt_lr", names)(settings.config, model, number)[0]
+
+
+class Quiet:
+    """In place of TensorBoard's writer: keeps the last value."""
+
+    last = float("nan")
+
+    def add_scalar(self, name: str, value: float, *_: Any) -> None:
+        self.last = value
+
+
+def step(model: Any, optimizer: Any) -> float:
+    """One batch through the trainer's own ocean_train, which calls model.train() first; random images and labels."""
+    geometry = MANIFEST["geometry"]
+    size, (z, x) = geometry["score_map"], (geometry["template"]["px"], geometry["search"]["px"])
+    label = torch.zeros(2, size, size)
+    label[:, : size // 2] = 1
+    batch = [255 * torch.rand(2, 3, z, z), 255 * torch.rand(2, 3, x, x), label]
+    batch += [20 + 10 * torch.rand(2, size, size, 4), label]
+    writer = Quiet()
+    losses: dict[str, Any] = {"writer": writer, "train_global_steps": 0}
+    settings = importlib.import_module("core.config")
+    train = importlib.import_module("core.function").ocean_train
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    train([batch], model, optimizer, 1, 0.001, settings.config, losses, logging.getLogger("ocean"), device)
+    return writer.last
