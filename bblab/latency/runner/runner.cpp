@@ -938,7 +938,7 @@ void __wrap__ZN4ncnn9benchmarkEPKNS_5LayerEdd(const ncnn::Layer* layer, double s
     if (layers_wanted) layer_times.push_back({layer->name, layer->type, 1e-3 * (end_ms - start_ms), {}});
 }
 
-void __wrap__ZN4ncnn9benchmarkEPKNS_5LayerERKNS_3MatERS4_dd(
+void __wrap__ZN4ncnn9benchmarkEPKNS_5LayerERKNS_3MatERS3_dd(
     const ncnn::Layer* layer, const ncnn::Mat&, ncnn::Mat& top, double start_ms, double end_ms) {
     if (layers_wanted) layer_times.push_back({layer->name, layer->type, 1e-3 * (end_ms - start_ms), shape_of(top)});
 }
