@@ -437,6 +437,7 @@ def _chart(
         key, title, place.axis_key,
         place.facets, scale.title, place.axis, y_axis, tuple(kept), tuple(fronts), tuple(ties), best, caption, is_main,
         options.budget_s if place.axis_key == "latency" else None, tuple(levels), tuple(lines), len(made) - len(kept),
+        scale.is_loss,
     )  # fmt: skip
 
 
@@ -719,18 +720,9 @@ def _notes(
     options: Options,
     stored: Stored,
 ) -> list[str]:
-    say = Words(options.lang)
     notes = []
     for number, chart in enumerate(charts, 1):
         which = f"chart {number}: " if len(charts) > 1 else ""
-        notes.append(f"{which}{chart.caption}")
-        if chart.advice is None:
-            notes.append(f"{which}{say('settled_front')}")
-        else:
-            a = chart.advice
-            what = say("next_x" if a.what == "x" else "next_y")
-            told = say("next", name=a.name, what=what, settled=f"{a.settled:.2f}", open=f"{a.open:.2f}")
-            notes.append(f"{which}{told} {a.command}")
         unsure = sorted({m.name for m in chart.marks if m.y_low is None and m.kind != "published"})
         if unsure:
             notes.append(f"{which}taken as exact, for no interval is known: accuracy of {_some(unsure)}")

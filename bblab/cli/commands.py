@@ -24,6 +24,7 @@ ABOUT = {
     "devices": "List the devices that latency can be measured on, or name one.",
     "runner": "Build or list the program that times nets on a phone or board.",
     "record": "Record the training and the scores of a tracker that was trained elsewhere.",
+    "report": "Charts and tables of what is stored: accuracy against latency, and more.",
     "runs": "List stored runs, newest first.",
     "show": "Print a stored run whole.",
     "find": "Find the run that gave a number.",

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from bblab.lab.recording import Recorded
     from bblab.latency import Candidate, Outcome, Plan, Race, Timing, Verdict
     from bblab.latency.devices import Device
+    from bblab.reports import Page
     from bblab.weights import Imported
 
 REFERENCE = "resnet18"
@@ -870,6 +871,12 @@ class Lab:
 
         return devices.survey(self)
 
+    def usual_runtime(self, device: str) -> str:
+        """The runtime for a device where none is named."""
+        from bblab.lab import devices
+
+        return devices.usual_runtime(self, device)
+
     def add_device(self, name: str, address: str, options: Mapping[str, Any], *, replace: bool = False) -> Saved:
         """Keep a device in lab.toml; see `devices.add`."""
         from bblab.lab import devices
@@ -953,6 +960,42 @@ class Lab:
         from bblab.lab import exporting
 
         return exporting.deploy(self, reference, to, out, **options)
+
+    # ------------------------------------------------------------------------------------------ reports
+
+    @_to_stderr
+    def report(
+        self,
+        name: str = "pareto",
+        names: Sequence[str] = (),
+        *,
+        against: str = "latency",
+        accuracy: str = "",
+        budget_s: float | None = None,
+        with_published: bool = False,
+        select: str = "",
+        since: str | None = None,
+        out: Path | str | None = None,
+        lang: str = "en",
+        files: bool = True,
+    ) -> tuple[Page, list[Path]]:
+        """A report of what is stored, and the files it was written to; see `reporting.gather` for the selection."""
+        from bblab.lab import reporting
+
+        return reporting.report(
+            self,
+            name,
+            names,
+            against=against,
+            accuracy=accuracy,
+            budget_s=budget_s,
+            with_published=with_published,
+            select=select,
+            since=since,
+            out=out,
+            lang=lang,
+            files=files,
+        )
 
     # ------------------------------------------------------------------------------------------ the notebook
 

@@ -550,3 +550,36 @@ def _put(path: Path, content: bytes) -> Path:
             f"{path} cannot be written: {error.strerror or error}", hint="name another folder with --out DIR"
         ) from None
     return path
+
+
+def report(
+    lab: Lab,
+    name: str,
+    names: Sequence[str],
+    *,
+    against: str,
+    accuracy: str,
+    budget_s: float | None,
+    with_published: bool,
+    select: str,
+    since: str | None,
+    out: Path | str | None,
+    lang: str,
+    files: bool,
+) -> tuple[Page, list[Path]]:
+    """Gather, think and, with `files`, draw. What the user may mistake is checked before anything is read."""
+    from bblab import reports
+    from bblab.reports.words import Words
+
+    Words(lang)
+    made = reports.find_for_notebook(name, lab.rooms)
+    parse_selection(select)
+    folder = folder_for(lab, name, out) if files else None
+    stored = gather(lab, select=select, since=since, names=names, with_published=with_published)
+    options = reports.Options(against, accuracy, budget_s, with_published, lang, tuple(names))
+    page = made(stored, options)
+    if folder is None:
+        return page, []
+    written, notices = write_all(page, folder, lang=lang)
+    lab.notices += notices
+    return page, written

@@ -98,6 +98,7 @@ class ParetoChart:
     levels: tuple[Level, ...] = ()  # horizontal
     lines: tuple[Level, ...] = ()  # vertical
     left_out: int = 0  # points thinned away
+    is_loss: bool = False  # less is better
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,15 @@ def figures(page: Page, lang: str = "en") -> Drawn:
     return Drawn(files, tuple(names), tuple(notices))
 
 
+def svg(chart: Chart, lang: str = "en") -> bytes:
+    """One chart as SVG, in the style of the print figures."""
+    matplotlib = _matplotlib()
+    found = _cjk_font() if lang == "zh" else None
+    lang = lang if found or lang != "zh" else "en"
+    with matplotlib.rc_context(_style([*([found] if found else []), "DejaVu Sans"])):
+        return _saved(draw(chart, lang), "svg")
+
+
 def draw(chart: Chart, lang: str = "en") -> Figure:
     """One chart as a matplotlib figure, to be changed further in a notebook."""
     if isinstance(chart, ParetoChart):
@@ -229,19 +238,19 @@ def _log_ticks(axis: Any, low: float, high: float) -> None:
 
     steps = next(
         (s for s in ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0),
-                     tuple(1 + k / 10 for k in range(90))) if len(_ticks(s, low, high)) >= 4),
+                     tuple(1 + k / 10 for k in range(90))) if len(log_ticks(s, low, high)) >= 4),
         (1.0, 2.0, 5.0),
     )  # fmt: skip
-    ticks = _ticks(steps, low, high)
+    ticks = log_ticks(steps, low, high)
     while len(ticks) > 9:
         ticks = ticks[::2]
     axis.set_major_locator(FixedLocator(ticks))
-    axis.set_minor_locator(FixedLocator(_ticks(tuple(map(float, range(1, 10))), low, high)))
+    axis.set_minor_locator(FixedLocator(log_ticks(tuple(map(float, range(1, 10))), low, high)))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.4g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
-def _ticks(steps: Sequence[float], low: float, high: float) -> list[float]:
+def log_ticks(steps: Sequence[float], low: float, high: float) -> list[float]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
 

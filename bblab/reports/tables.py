@@ -56,6 +56,12 @@ def marked(text: str, mark: str) -> str:
     return f"{text} [{mark}]" if mark else text
 
 
+def unmarked(text: str) -> tuple[str, str]:
+    """A cell's text and its footnote mark ("" where it has none)."""
+    match = _MARK.match(text)
+    return (match["text"], match["mark"]) if match else (text, "")
+
+
 def letter(index: int) -> str:
     """a, b, ... z, aa, ab ...: footnote marks."""
     return chr(97 + index) if index < 26 else letter(index // 26 - 1) + chr(97 + index % 26)

@@ -22,7 +22,7 @@ _EN = {
     "probability_short": "P(on the front)",
     "measure_next": "measure again next",
     "budget": "budget, {budget}",
-    "level": "not told apart from the front",
+    "level": "not told apart\nfrom the front",
     "over_budget": "over the budget",
     "area": "area: {low} to {high} parameters",
     "pareto_title": "{scale} against {x}",
@@ -57,6 +57,32 @@ _EN = {
     "reference": "reference",
     "shown_front": "front of the points shown",
     "gradient": "gradient, of its largest value",
+    "click": "Click a point or a row: its spec, its findings, and the runs behind it.",
+    "notes": "Notes",
+    "area_word": "area: parameters",
+    "ui_axis": "cost",
+    "ui_scale": "accuracy",
+    "ui_device": "device",
+    "ui_machine": "processor",
+    "ui_runtime": "runtime",
+    "ui_precision": "precision",
+    "ui_threads": "threads",
+    "ui_input": "input",
+    "ui_pace": "pace",
+    "ui_search": "name",
+    "ui_family": "family",
+    "ui_form": "form",
+    "ui_kind": "accuracy from",
+    "ui_shown": "{n} of {all} points shown; the front is that of the points shown, P(front) that of all.",
+    "ui_probability": "P(front)",
+    "ui_unfused": "unfused: not what a device runs",
+    "ui_params": "parameters",
+    "ui_findings": "Findings",
+    "ui_no_findings": "none, or not profiled",
+    "ui_waived": "waived",
+    "ui_spec": "Spec",
+    "ui_deploy": "deploy",
+    "ui_train": "train",
 }
 _ZH = {
     "latency_cpu": "骨干网络 CPU 时间",
@@ -111,6 +137,32 @@ _ZH = {
     "reference": "参照",
     "shown_front": "所示各点的前沿",
     "gradient": "梯度（相对最大值）",
+    "click": "点击一个点或一行：查看其结构、检查结果及数据来源。",
+    "notes": "说明",
+    "area_word": "面积：参数量",
+    "ui_axis": "开销",
+    "ui_scale": "精度",
+    "ui_device": "设备",
+    "ui_machine": "处理器",
+    "ui_runtime": "推理框架",
+    "ui_precision": "数值精度",
+    "ui_threads": "线程",
+    "ui_input": "输入",
+    "ui_pace": "节奏",
+    "ui_search": "名称",
+    "ui_family": "系列",
+    "ui_form": "形式",
+    "ui_kind": "精度来源",
+    "ui_shown": "显示 {all} 个点中的 {n} 个；前沿按所示各点计算，概率按全部点计算。",
+    "ui_probability": "前沿概率",
+    "ui_unfused": "未融合：并非设备实际运行的形式",
+    "ui_params": "参数量",
+    "ui_findings": "检查结果",
+    "ui_no_findings": "无，或尚未分析",
+    "ui_waived": "已豁免",
+    "ui_spec": "结构",
+    "ui_deploy": "部署",
+    "ui_train": "训练",
 }
 LANGUAGES = {"en": _EN, "zh": _ZH}
 
@@ -124,5 +176,9 @@ class Words:
         self.lang = lang
         self._texts = LANGUAGES[lang]
 
+    def has(self, key: str) -> bool:
+        return key in self._texts
+
     def __call__(self, key: str, **values: object) -> str:
-        return self._texts[key].format(**values)
+        text = self._texts[key]
+        return text.format(**values) if values else text
