@@ -206,7 +206,14 @@ def test_hours_come_from_the_newest_training_in_the_lab(bblab, lab):
 
 def test_one_recipe_whole_shows_every_number_that_has_an_effect(bblab):
     out = bblab("recipes", "mobilenetv3_600").out
-    for words in ("rms_alpha", "0.0316", "0.973", "auto_augment (policy imagenet)", "random_erasing (prob 0.2", "66.68 %"):
+    for words in (
+        "rms_alpha",
+        "0.0316",
+        "0.973",
+        "auto_augment (policy imagenet)",
+        "random_erasing (prob 0.2",
+        "66.68 %",
+    ):
         assert words in out
     assert "betas" not in out and "nesterov" not in out
 

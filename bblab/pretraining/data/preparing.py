@@ -113,7 +113,7 @@ def recorded(root: Path) -> DataInfo | None:
     if value is None:
         return None
     try:
-        info = replace(DataInfo.from_json(value["info"]), root=str(root), prepared=value["settings"])
+        info = DataInfo.from_json({**value["info"], "root": str(root), "prepared": value["settings"]})
         for s in SPLITS:
             ann = root / "meta" / f"{s}.txt"
             if ann.stat().st_size != value["list_bytes"][s] or not all(_picked(ann, root / s)):
