@@ -17,7 +17,12 @@ DeviceOption = Annotated[
     str, typer.Option("--device", metavar="NAME", help="host, ssh:USER@HOST, adb:SERIAL, or a name of bblab devices.")
 ]
 RuntimesOption = Annotated[
-    str, typer.Option("--runtime", metavar="R,...", help="ort, ncnn, openvino, torch, torch-compile, ort-cuda ...")
+    str | None,
+    typer.Option(
+        "--runtime",
+        metavar="R,...",
+        help="ort (the default), ncnn (on a phone the default), openvino, torch, torch-compile, ort-cuda ...",
+    ),
 ]
 ThreadsOption = Annotated[str, typer.Option("--threads", metavar="N,...", help="Threads, for example 1,2.")]
 FormOption = Annotated[str, typer.Option("--form", metavar="FORM", help="deploy, train or both.")]
@@ -41,7 +46,7 @@ def bench(
     ] = None,
     edits: common.SetOption = None,
     device: DeviceOption = "host",
-    runtime: RuntimesOption = "ort",
+    runtime: RuntimesOption = None,
     threads: ThreadsOption = "1",
     form: FormOption = "deploy",
     size: SizeOption = "search",
@@ -81,6 +86,7 @@ def bench(
     asked = {"--per-op": per_op, "--blocks": blocks, "--estimate": estimate, "--pipeline": pipeline}
     mode = bench_parts.one_mode(asked, specs, device=device, fps=fps, reference=reference, budget=budget)
     opened = common.open_lab(lab)
+    runtime = opened.usual_runtime(device) if runtime is None else runtime
     how = bench_parts.How(opened, machine, json, csv)
     if mode == "--per-op":
         return bench_parts.per_op(

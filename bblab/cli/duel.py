@@ -33,7 +33,7 @@ def duel(
     b: Annotated[str, typer.Argument(metavar="B", help="Another spec.")],
     edits: common.SetOption = None,
     device: DeviceOption = "host",
-    runtime: RuntimesOption = "ort",
+    runtime: RuntimesOption = None,
     threads: ThreadsOption = "1",
     form: FormOption = "deploy",
     size: SizeOption = "search",
@@ -55,6 +55,7 @@ def duel(
 
     machine = json == "-"
     opened = common.open_lab(lab)
+    runtime = opened.usual_runtime(device) if runtime is None else runtime
     plan = DUEL if budget is None else replace(DUEL, budget_s=budget)
     with common.progress_bar(quiet=machine) as tell:
         verdicts, done = opened.duel(

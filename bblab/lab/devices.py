@@ -54,6 +54,13 @@ def find(lab: Lab, name: str) -> Device:
     return devices.find(name, known=list(known))
 
 
+def usual_runtime(lab: Lab, name: str) -> str:
+    """What is measured with where no runtime is named: ONNX Runtime; ncnn on a phone, which has no Python."""
+    known = saved(lab)
+    address = known[name].address if name in known else name
+    return "ncnn" if address.partition(":")[0] == "adb" else "ort"
+
+
 def _made(entry: Saved) -> Device:
     from bblab.latency import devices
 

@@ -237,6 +237,14 @@ def _heat(p: _Pair) -> Iterator[Found]:
         one, two = max(heats[0].values()), max(heats[1].values())
         if abs(two - one) >= 5:
             yield 42, f"the hottest sensor read {one:.0f} °C, then {two:.0f} °C"
+    statuses = p.state("thermal", "status")
+    if statuses and statuses[0] != statuses[1]:
+        yield 59, f"the phone's thermal status was {statuses[0]}, then {statuses[1]}: from 1 on it slows down for heat"
+    if savers := p.differ("conditions", "before", "battery_saver"):
+        yield (
+            57.5,
+            f"battery saver was {' then '.join('on' if on else 'off' for on in savers)}: it holds the clocks down",
+        )
 
 
 def _share_of_the_machine(p: _Pair) -> Iterator[Found]:

@@ -124,6 +124,8 @@ def machine_words(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     change("clock", [max(c) if c else None for c in clocks], lambda hz: f"{hz / 1e9:.2f} GHz")
     heats = [r.get("thermal_c") for r in (before, after)]
     change("hottest", [max(h.values()) if h else None for h in heats], "{:.0f} °C".format)
+    change("thermal status", [first(r, "thermal", "status") for r in (before, after)], str)
+    change("battery", [first(r, "battery", "level_percent") for r in (before, after)], "{} %".format)
     unread = {"governor": "governor", "frequencies_hz": "frequency", "thermal_c": "temperature"}
     missing = [word for key, word in unread.items() if key in before.get("absent", ())]
     if missing:

@@ -63,11 +63,16 @@ def find(name: str, options: Mapping[str, Any] | None = None, *, known: Sequence
     if kind not in DEVICES:
         raise BblabError(f"no device {name!r}", hint=near(kind, [*choice, *known]))
     make = DEVICES[kind]
-    taken = option_names(kind)
+    taken = _options(kind)
     unknown = sorted(set(options or {}) - set(taken))
     if unknown:
         listed = near(unknown[0], taken) if taken else f"a device {kind!r} has none"
         raise BblabError(f"device {name}: no option {unknown[0]!r}", hint=listed)
+    for option, value in (options or {}).items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not isinstance(value, str) if taken[option] == "str" else not is_number:
+            wanted = "text, in quotes" if taken[option] == "str" else "a number"
+            raise BblabError(f"device {name}: {option} is {value!r}", hint=f"it should be {wanted}")
     return make(address, **(options or {}))
 
 
@@ -77,12 +82,11 @@ def kinds() -> list[str]:
     return list(DEVICES)
 
 
-def option_names(kind: str) -> list[str]:
-    """The keyword arguments of a kind of device that a lab.toml may give."""
-    kinds()
+def _options(kind: str) -> dict[str, str]:
+    """The keyword arguments of a kind of device that a lab.toml may give, and their types ("str", "float")."""
     parameters = inspect.signature(DEVICES[kind]).parameters.values()
     own = ("command", "link")  # for tests, no affair of a settings file
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in own]
+    return {p.name: str(p.annotation) for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in own}
 
 
 # Optional methods -----------------------------------------------------------------------------------------------
