@@ -55,6 +55,9 @@ def pareto(stored: Stored, options: Options) -> Page:
     sources = _sources(charts, accuracies, stored, options)
     main = [c for c in charts if c.is_main]
     apart = _apart(stored, accuracies, list(costs[options.against]), main, chosen, options)
+    sections = [("apart: not on a chart", apart)] if apart.cells else []
+    if options.with_published and (trackers := _trackers(stored, chosen, sources)).cells:
+        sections.append(("published trackers, whole, on their own devices", trackers))
     notes = _notes(main, chosen, accuracies, options, stored)
     heading = charts[0].title if charts else say("pareto_title", scale=say("accuracy"), x=options.against)
     return Page(
@@ -62,7 +65,7 @@ def pareto(stored: Stored, options: Options) -> Page:
         _table(main, sources),
         tuple(notes),
         tuple(charts),
-        (("apart: not on a chart", apart),) if apart.cells else (),
+        tuple(sections),
         tuple((mark, text) for text, mark in sources.items()),
         _details(stored, charts),
         heading,
@@ -481,6 +484,9 @@ def _accuracy_words(accuracy: Accuracy) -> str:
     if accuracy.kind == "published":
         return f"published: {last.citation}" + (f" ({last.remark})" if last.remark else "")
     ids = ", ".join(str(r.run_id) for r in accuracy.rows)
+    if accuracy.kind == "recorded":
+        told = f"run{'s' * (len(accuracy.rows) > 1)} {ids}: recorded"
+        return told + (f" ({last.remark})" if last.remark else "")
     seeds = [str(r.seed) for r in accuracy.rows if r.seed is not None]
     told = f"run{'s' * (len(accuracy.rows) > 1)} {ids}: {accuracy.protocol}"
     return told + (f", seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" if seeds else "")
@@ -584,7 +590,10 @@ def _sources(
     for a in accuracies:
         if a.kind == "published" and any(f"{a.spec_id} {form} {a.kind} {a.protocol}" in keys for form in _FORMS):
             texts.append(_citation(a.rows[-1]))
-    texts += [p.source for p in stored.published if options.with_published]
+    if options.with_published:
+        scales = {c.scale for c in charts if c.is_main}
+        shown = [p for p in stored.published if not scales or p.scale.title in scales]
+        texts += [t for p in shown for t in (p.source, p.cost_source if p.params or p.macs else "") if t]
     return {text: tables.letter(i) for i, text in enumerate(dict.fromkeys(texts))}
 
 
@@ -707,6 +716,25 @@ def _apart(
     )
     ordered = sorted(rows.values())
     return Table(columns, tuple(ordered), tuple(ordered))
+
+
+def _trackers(stored: Stored, scales: Sequence[Scale], sources: Mapping[str, str]) -> Table:
+    """Published trackers on the chosen scales; costs and speeds are the whole tracker's."""
+    columns = tables.columns_of(
+        ("tracker", "tracker", "", "left"), ("score", "metric", "", "left"), ("value", "value", "", "right"),
+        ("params", "params", "M, whole tracker", "right"), ("MACs", "macs", "M, whole tracker", "right"),
+        ("speed, its device and source", "speeds", "", "left"), ("", "source", "", "left"),
+    )  # fmt: skip
+    shown = [p for p in stored.published if not scales or p.scale in scales] or list(stored.published)
+    cells, values = [], []
+    for p in shown:
+        mark, cost = sources.get(p.source, ""), sources.get(p.cost_source, "")
+        params = "–" if p.params is None else tables.marked(tables.significant(p.params / 1e6), cost)
+        macs = "–" if p.macs is None else tables.marked(tables.significant(p.macs / 1e6), cost)
+        value = tables.marked(f"{p.value:g}", mark)
+        cells.append((p.name, p.scale.title, value, params, macs, p.speeds or "–", ""))
+        values.append((p.name, p.scale.title, p.value, p.params, p.macs, p.speeds, p.source))
+    return Table(columns, tuple(cells), tuple(values))
 
 
 def _ends(interval: front.Interval | None) -> tuple[float | None, float | None]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from bblab.errors import BblabError, RunError, near
 from bblab.reports.stored import (
     AccuracyRow,
+    OperatorsRow,
     ProfileRow,
     PublishedRow,
     Scale,
@@ -87,53 +88,122 @@ def _by_process(values: Sequence[float], lengths: Sequence[int]) -> Series:
     return tuple(found)
 
 
-def training_rows(run: Run) -> tuple[TrainingRow, AccuracyRow | None]:
-    """A stored training run: its curve, and its accuracy where it has come to one."""
-    every = {**run.inputs, **run.result}
-    recipe = every.get("recipe")
-    name = recipe.get("name") if isinstance(recipe, Mapping) else recipe
-    data = every.get("data")
-    data_name = str((data.get("name") if isinstance(data, Mapping) else data) or "")
-    epochs = every.get("epochs")
-    seed = every.get("seed")
-    curve = tuple(point for point in (every.get("curve") or ()) if isinstance(point, Mapping) and "epoch" in point)
+FINISHED = "done"
+
+
+def training_rows(
+    run: Run, samples: Callable[[], Mapping[str, Sequence[float]]]
+) -> tuple[TrainingRow, AccuracyRow | None]:
+    """A stored pretraining: its curve, and its accuracy where it ran to its end."""
+    i, r = run.inputs, run.result
+    recipe, data, settings = i["recipe"], i["data"], i.get("settings") or {}
+    seed = settings.get("seed")
+    trained, planned = r.get("epochs_trained"), r.get("epochs_planned")
+    raw = samples()
+    losses, shares = raw.get("train_loss", ()), raw.get("top1_percent", ())
+    curve = tuple(
+        {
+            "epoch": k + 1,
+            **({"loss": losses[k]} if k < len(losses) else {}),
+            **({"accuracy_top1": shares[k] / 100} if k < len(shares) else {}),
+        }
+        for k in range(max(len(losses), len(shares)))
+    )
+    name = _data_name(data)
     training = TrainingRow(
-        run.id, run.created_utc, run.spec_id, run.name, str(name or ""), data_name,
-        None if seed is None else int(seed), None if epochs is None else int(epochs), curve,
+        run.id, run.created_utc, run.spec_id, run.name, str(recipe["name"]), name, None if seed is None else int(seed),
+        trained, curve,
     )  # fmt: skip
-    if every.get("accuracy_top1") is None and "accuracy_top1" not in every:
+    if r.get("status") != FINISHED:
         return training, None
-    value = _number(every.get("accuracy_top1"))
-    is_imagenet = data_name.lower().replace("-", "").replace("_", "") in ("imagenet", "imagenet1k", "ilsvrc2012")
-    scale = Scale("top-1", IMAGENET if is_imagenet else data_name, "val" if is_imagenet else "")
-    protocol = f"{training.recipe or 'unnamed recipe'}" + (f", {epochs} epochs" if epochs is not None else "")
+    value, low, high = (_number(r.get(f"top1_{key}percent")) for key in ("", "low_", "high_"))
+    protocol = f"{recipe['name']}, {planned} epochs at {recipe.get('resolution_px')} px"
+    if settings.get("weights"):
+        protocol += ", from weights"
     return training, AccuracyRow(
-        run.id, run.created_utc, run.spec_id, run.name, scale, "own", protocol, math.nan if value is None else value,
-        _number(every.get("accuracy_low")), _number(every.get("accuracy_high")), training.seed,
+        run.id, run.created_utc, run.spec_id, run.name, Scale("top-1", name, "val" if name == IMAGENET else ""), "own",
+        protocol, math.nan if value is None else value / 100, None if low is None else low / 100,
+        None if high is None else high / 100, training.seed,
     )  # fmt: skip
+
+
+def _data_name(data: Mapping[str, Any]) -> str:
+    """ImageNet-1k by its numbers; else the folder's name with the first digits of the data's hash."""
+    if data.get("num_classes") == 1000 and data.get("val_count") == 50_000:
+        return IMAGENET
+    name = Path(str(data.get("root") or "data")).name
+    return f"{name} {str(data.get('hash') or '')[:6]}".strip()
+
+
+def _last_of_each(runs: Iterable[Run]) -> list[Run]:
+    """Of a training that was stopped and went on, the newest row only; `runs` newest first."""
+    seen: set[str] = set()
+    kept = []
+    for run in runs:
+        folder = str(run.result.get("folder") or run.id)
+        if folder not in seen:
+            kept.append(run)
+        seen.add(folder)
+    return kept
 
 
 def score_row(run: Run) -> AccuracyRow:
     """A stored tracker score."""
-    every = {**run.inputs, **run.result}
-    value = _number(every.get("value"))
-    scale = Scale(str(every["metric"]), "", str(every.get("split") or ""), is_share=False)
-    seed = every.get("seed")
+    i, r = run.inputs, run.result
+    value = _number(r.get("value"))
+    is_loss = r.get("higher_is_better") is False
+    scale = Scale(str(r["metric"]), "", str(r.get("split") or ""), is_share=False, is_loss=is_loss)
+    told = [] if r.get("epoch") is None else [f"epoch {r['epoch']}"]
+    told += [str(i["tracker"])] if i.get("tracker") else []
     return AccuracyRow(
         run.id, run.created_utc, run.spec_id, run.name, scale, "recorded", "recorded",
-        math.nan if value is None else value, _number(every.get("low")), _number(every.get("high")),
-        None if seed is None else int(seed),
+        math.nan if value is None else value, _number(r.get("low")), _number(r.get("high")), remark=", ".join(told),
     )  # fmt: skip
 
 
+def _best_of_each(runs: Sequence[Run], rows: Sequence[AccuracyRow]) -> list[AccuracyRow]:
+    """Of the checkpoints of one training (or one log, or one export), the best: another training is another sample."""
+    found: dict[tuple[Any, ...], list[AccuracyRow]] = {}
+    by_id = {run.id: run for run in runs}
+    for row in rows:
+        i = by_id[row.run_id or 0].inputs
+        logs = tuple(sorted(str(f.get("sha256")) for f in i.get("logs") or () if isinstance(f, Mapping)))
+        found.setdefault((row.spec_id, row.scale, i.get("training"), logs, str(i.get("export"))), []).append(row)
+    best = []
+    for members in found.values():
+        sign = -1 if members[0].scale.is_loss else 1
+        chosen = max(members, key=lambda m: sign * m.value if math.isfinite(m.value) else -math.inf)
+        more = f"best of {len(members)} recorded checkpoints" if len(members) > 1 else ""
+        best.append(replace(chosen, remark=", ".join(t for t in (chosen.remark, more) if t)))
+    return best
+
+
 def curve_of_log(run: Run) -> TrainingRow | None:
-    """The loss curve of an outside run's log, where one is stored with points by epoch."""
-    every = {**run.inputs, **run.result}
-    points = every.get("curve") or every.get("epochs_log") or ()
-    curve = tuple(p for p in points if isinstance(p, Mapping) and "epoch" in p) if isinstance(points, list) else ()
+    """The losses of a tracker's training, epoch by epoch, as its log told them."""
+    total = run.result.get("total")
+    points = run.result.get("curve") or ()
+    curve = tuple(
+        {"epoch": p["epoch"], "loss": p[total]}
+        for p in points
+        if isinstance(p, Mapping)
+        and total
+        and _number(p.get(total)) is not None
+        and _number(p.get("epoch")) is not None
+    )
     if not curve:
         return None
-    return TrainingRow(run.id, run.created_utc, run.spec_id, run.name, "recorded", "", None, None, curve, True)
+    trainer = str(run.result.get("trainer") or "log")
+    return TrainingRow(run.id, run.created_utc, run.spec_id, run.name, trainer, "", None, None, curve, True)
+
+
+def operators_row(run: Run) -> OperatorsRow:
+    """A stored measurement of the time of each operator."""
+    i, r = run.inputs, run.result
+    parts = tuple((str(p["name"]), str(p.get("kind") or ""), float(p["seconds"]), float(p["share"])) for p in r["rows"])
+    ops = tuple((str(p["name"]), "", float(p["seconds"]), float(p["share"])) for p in r["op_types"])
+    where = f"{i['device']}, {i['runtime']} {i['runtime_version']}, {i['precision']}, {i['threads']} thread(s), "
+    where += "×".join(map(str, i["input"]))
+    return OperatorsRow(run.id, run.created_utc, run.spec_id, run.name, str(i["form"]), where, parts, ops)
 
 
 def _number(value: Any) -> float | None:
@@ -256,9 +326,11 @@ def gather(
         if not runs and not with_published:
             _refuse_empty(lab, store, since)
         timings = _read(runs, "timing", lambda run: timing_row(run, lambda: store.samples(run.id)), odd)
-        trained = _read(runs, "training", training_rows, odd)
-        scores = _read(runs, "tracker_score", score_row, odd)
-        logs = [row for run in runs if run.kind in ("tracker_training", "tracker_log") and (row := curve_of_log(run))]
+        ended = _last_of_each(run for run in runs if run.kind == "pretrain")
+        trained = _read(ended, "pretrain", lambda run: training_rows(run, lambda: store.samples(run.id)), odd)
+        scores = _best_of_each(runs, _read(runs, "tracker_score", score_row, odd))
+        logs = [row for run in runs if run.kind == "tracker_training" and (row := curve_of_log(run))]
+        operators = _read(runs, "operators", operators_row, odd)
         profiles: dict[str, ProfileRow] = {}
         for run in runs:  # newest first
             if run.kind == "profile" and run.spec_id not in profiles and "forms" in run.result:
@@ -279,11 +351,12 @@ def gather(
         tuple(accuracies),
         profiles,
         tuple(reversed([*(t for t, _ in trained), *logs])),
-        tuple(_published_trackers(lab)) if with_published else (),
+        tuple(_published_trackers()) if with_published else (),
         _families(lab, known, texts),
         {spec_id: readable(text) for spec_id, text in texts.items()},
         _about(lab, runs, select, since),
         datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        tuple(reversed(operators)),
     )
     if names:
         stored = _named(stored, names)
@@ -383,33 +456,18 @@ def _complete(lab: Lab, profiles: dict[str, ProfileRow], known: Mapping[str, str
         )
 
 
-def _published_trackers(lab: Lab) -> list[PublishedRow]:
-    try:
-        from bblab.tracking import published
-    except ImportError:
-        return []
-    found = []
-    for row in published():
-        get = _getter(row)
-        value, metric = _number(get("value")), get("metric")
-        if value is None or not metric:
-            continue
-        fps, latency = _number(get("fps")), _number(get("latency_s"))
-        found.append(
-            PublishedRow(
-                str(get("tracker") or get("name") or get("net") or get("spec")),
-                Scale(str(metric), "", str(get("split") or ""), is_share=False),
-                value, str(get("source") or ""), _number(get("params")), _number(get("macs")),
-                latency if latency is not None else (1 / fps if fps else None), str(get("device") or ""),
-            )
-        )  # fmt: skip
-    return found
+def _published_trackers() -> list[PublishedRow]:
+    """Scores of whole trackers from papers and repositories; a speed belongs to the device beside it."""
+    from bblab.tracking.published import published
 
-
-def _getter(row: object) -> Callable[[str], Any]:
-    if isinstance(row, Mapping):
-        return row.get
-    return lambda key: getattr(row, key, None)
+    return [
+        PublishedRow(
+            row.tracker, Scale(row.metric, "", row.split, is_share=False, is_loss=not row.higher_is_better), row.value,
+            row.source + (f" ({row.note})" if row.note else ""), row.params, row.macs,
+            "; ".join(f"{s.bound}{s.fps:g} fps, {s.device} ({s.source})" for s in row.speeds), row.cost_source,
+        )
+        for row in published()
+    ]  # fmt: skip
 
 
 def _families(lab: Lab, known: Mapping[str, str], texts: Mapping[str, str]) -> dict[str, str]:

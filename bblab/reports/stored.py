@@ -147,10 +147,24 @@ class PublishedRow:
     scale: Scale
     value: float
     source: str
-    params: float | None = None
+    params: float | None = None  # of the whole tracker, as is `macs`
     macs: float | None = None
-    latency_s: float | None = None
-    device: str = ""
+    speeds: str = ""  # each with its device and source
+    cost_source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorsRow:
+    """Where the time of one net goes: (name, kind, seconds, share) of each row of its spec, and of each sort of op."""
+
+    run_id: int
+    created_utc: str
+    spec_id: str
+    name: str
+    form: str
+    setting: str
+    parts: tuple[tuple[str, str, float, float], ...]
+    ops: tuple[tuple[str, str, float, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,3 +180,4 @@ class Stored:
     spec_texts: Mapping[str, str] = field(default_factory=dict)  # by spec_id
     about: tuple[str, ...] = ()
     made_utc: str = ""
+    operators: tuple[OperatorsRow, ...] = ()
