@@ -209,6 +209,20 @@ def test_cusum_sees_a_step_and_where() -> None:
         assert change.change_ratio == pytest.approx(1.3, rel=0.05)
 
 
+@pytest.mark.parametrize("at", [5, 15, 25])
+def test_cusum_sees_a_step_near_the_ends_as_well_as_in_the_middle(at: int) -> None:
+    # without weights the walk of 5 against 25 fully separated ranks peaks at 5 * 12.5 = 62.5, where shuffled ones of
+    # 30 reach 77 in one of a hundred (Kolmogorov's 1.63 * sqrt(30) * 8.66): never p < .01
+    seen = 0
+    for seed in range(40):
+        rng = random.Random(seed)
+        values = [(1.15 if i >= at else 1.0) * math.exp(rng.gauss(0, 0.02)) for i in range(30)]
+        change = protocol.cusum(values)
+        assert change is not None
+        seen += change.p_value < protocol.DRIFT_P
+    assert seen >= 38
+
+
 def test_cusum_does_not_see_a_step_in_noise() -> None:
     changes = [protocol.cusum(noise(30, 100 + seed)) for seed in range(100)]
     flagged = sum(c is not None and c.p_value < 0.01 for c in changes)

@@ -10,6 +10,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ def _python(root: Path) -> str:
 
 
 def _packages(root: Path) -> dict[str, str]:
+    return dict(_installed())
+
+
+@cache  # what is imported already does not change its version
+def _installed() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}

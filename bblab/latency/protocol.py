@@ -243,7 +243,10 @@ class Change:
 def cusum(values: Sequence[float], *, permutations: int = PERMUTATIONS, seed: int = 0) -> Change | None:
     """The most likely change of level in a series, and how often a shuffled series looks as changed.
 
-    On ranks, so that one call hit by an interrupt does not pass for a change. None for fewer than DRIFT_LEAST values.
+    On ranks, so that one call hit by an interrupt does not pass for a change. The walk is held against its own spread
+    at each place: the plain one hardly reaches p < .01 for a step among the first or last fifth of 30 values, and saw
+    91 to 96 % of steps of 15 % there and between (200 synthetic sessions each), this one 99 to 100 %, with as few
+    false ones (benchmarks/latency_drift.py). None for fewer than DRIFT_LEAST values.
     """
     import numpy as np
 
@@ -257,11 +260,14 @@ def cusum(values: Sequence[float], *, permutations: int = PERMUTATIONS, seed: in
     centred = ranks - ranks.mean()
     if not centred.any():
         return Change(0, 1.0, 1.0)
-    walk = np.abs(np.cumsum(centred))[:-1]
+    place = np.arange(1, n)
+    weight = 1 / np.sqrt(place * (n - place) / n)
+    weight[[0, -1]] = 0.0  # one value is no level
+    walk = np.abs(np.cumsum(centred))[:-1] * weight
     at = _split(np.log(np.maximum(x, 1e-12)))
     rng = np.random.default_rng(seed)
     shuffled = rng.permuted(np.broadcast_to(centred, (permutations, n)), axis=1)
-    peaks = np.abs(np.cumsum(shuffled, axis=1)).max(axis=1)
+    peaks = (np.abs(np.cumsum(shuffled, axis=1))[:, :-1] * weight).max(axis=1)
     p_value = float((np.sum(peaks >= walk.max() - 1e-9) + 1) / (permutations + 1))
     return Change(at, p_value, float(np.median(x[at:]) / np.median(x[:at])))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bblab.errors import RunError
-from bblab.latency.runtimes import RUNTIMES, installed
+from bblab.latency.runtimes import RUNTIMES, installed, package_version
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,9 +57,7 @@ class Ncnn:
         return installed(self.name, "ncnn")
 
     def settings(self) -> str:
-        from importlib.metadata import version
-
-        return f"torch {version('torch')} TorchScript trace, pnnx {installed(self.name, 'pnnx')} fp16=0"
+        return f"torch {package_version('torch')} TorchScript trace, pnnx {installed(self.name, 'pnnx')} fp16=0"
 
     def convert(self, module: nn.Module, input_shape: tuple[int, ...], path: Path) -> None:
         import warnings

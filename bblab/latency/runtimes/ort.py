@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bblab.latency.runtimes import RUNTIMES, LayerTimes, installed, module_path
+from bblab.latency.runtimes import RUNTIMES, LayerTimes, installed, module_path, package_version
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,9 +37,7 @@ class Session:
 
 def exporter() -> str:
     """What writes the ONNX file: part of the key of a remembered model."""
-    from importlib.metadata import version
-
-    return f"torch {version('torch')} TorchScript export, opset {OPSET}"
+    return f"torch {package_version('torch')} TorchScript export, opset {OPSET}"
 
 
 def export_onnx(module: nn.Module, input_shape: tuple[int, ...], path: Path) -> None:
