@@ -132,16 +132,17 @@ def bench(
             out.print()
     if json:
         common.write_json(json, {"latency": list(done.rows), "problems": [str(p) for p in done.problems]})
-    finish(opened, done, machine, [t for t in (json, csv) if t], _next(done, specs))
+    finish(opened, done, machine, [t for t in (json, csv) if t], _next(done, specs, device))
 
 
-def _next(done: Bench, specs: Sequence[str]) -> str:
+def _next(done: Bench, specs: Sequence[str], device: str) -> str:
     """A duel for the first tie, else why the first number is what it is."""
+    where = "" if device == "host" else f" --device {device}"
     for row in done.rows:
         for other in row["tied_with"]:
             if not row["is_reference"] and not other.endswith("(reference)"):
-                return f"bblab duel {row['label'].split()[0]} {other.split()[0]}"
-    return f"bblab profile {specs[0]}" if len(specs) == 1 else f"bblab duel {specs[0]} {specs[1]}"
+                return f"bblab duel {row['label'].split()[0]} {other.split()[0]}{where}"
+    return f"bblab profile {specs[0]}" if len(specs) == 1 else f"bblab duel {specs[0]} {specs[1]}{where}"
 
 
 def finish(opened: Lab, done: Bench, machine: bool, files: Sequence[str], after: str) -> None:

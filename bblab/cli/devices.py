@@ -76,6 +76,8 @@ def describe(seen: Seen) -> list[str]:
 def _next(found: list[Seen]) -> str:
     ready = [seen for seen in found[1:] if seen.state == "ready"]
     loose = [seen for seen in ready if not seen.is_saved]
+    if empty := [seen for seen in ready if not seen.runtimes and seen.remedy.startswith("bblab ")]:
+        return empty[0].remedy
     if loose:
         return f"bblab devices add NAME {loose[0].address}"
     if ready and ready[0].runtimes:

@@ -90,7 +90,8 @@ def duel(
                 out.print(f"  {line}", style="dim", markup=False, soft_wrap=True)
         if verdicts:
             out.print()
-    after = f"bblab duel {a} {b} --budget {2 * (plan.budget_s or 60):g}"
+    where = "" if device == "host" else f" --device {device}"
+    after = f"bblab duel {a} {b}{where} --budget {2 * (plan.budget_s or 60):g}"
     if verdicts and all(v.faster for v in verdicts):
         after = f"bblab bench {a} {b} --runtime ort,ncnn"
     finish(opened, done, machine, [json] if json else [], after)
