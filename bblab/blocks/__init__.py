@@ -327,7 +327,7 @@ def make(row: Row, in_ch: int | tuple[int, ...], info: BlockInfo, *, device: Any
     kwargs = row.kwargs
     if info.has_stride:
         kwargs["stride"] = row.stride
-    accepted = _parameters(cls)
+    accepted = _parameters(cls)  # type: ignore[arg-type]  # a class is hashable
     if "device" in accepted:
         kwargs["device"] = device
     count = 0
