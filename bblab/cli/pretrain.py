@@ -203,7 +203,9 @@ def opening(made: Plan) -> list[str]:
         begin, floor = scaling.lr * recipe.warmup_start_factor, scaling.lr * recipe.final_lr_ratio
         lines[-1] += f" · warm-up from {begin:.3g} over {recipe.warmup_epochs:g} epochs, floor {floor:.3g}"
     lines += [f"· {note}" for note in (*made.notes, scaling.advice) if note]
-    lines += [f"· stops where {gate.text} ({gate.metric} {gate.op} {gate.value:.4g})" for gate in made.gates]
+    for gate in made.gates:
+        source = f", the {gate.which} of {gate.runs} earlier runs of {recipe.name}" if gate.which else ""
+        lines.append(f"· ends early where {gate.metric} {gate.op} {gate.value:.4g} at epoch {gate.epoch}{source}")
     return lines
 
 

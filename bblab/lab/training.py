@@ -151,6 +151,8 @@ def plan(lab: Lab, spec: ArchSpec, wanted: Wanted) -> Plan:
     trained, changed = with_head(spec, len(info.classes), recipe.dropout)
     if changed:
         notes.append(changed)
+    if wanted.processes < 1:
+        raise BblabError(f"--gpus {wanted.processes}", hint="a whole number from 1")
     processes = wanted.processes * wanted.machines.nodes
     settings = Settings(
         batch_size=_batch(wanted, recipe, processes, info.train_count),
@@ -175,7 +177,7 @@ def plan(lab: Lab, spec: ArchSpec, wanted: Wanted) -> Plan:
         recipe=recipe,
         data=info.to_json(),
         settings=settings,
-        gates=tuple(gates.against(g, curves(lab, recipe.name, info.hash)) if g.which else g for g in found),
+        gates=tuple(gates.against(g, curves(lab, recipe, info.hash)) if g.which else g for g in found),
         lab=str(lab.folder.absolute()) if has_lab_block else None,
         code_version=code_version(),
         notes=tuple(notes),
@@ -227,16 +229,18 @@ def _whole(s: Settings) -> None:
         raise BblabError(f"--precision {s.precision!r}", hint="auto, fp32 or bf16")
 
 
-def curves(lab: Lab, recipe: str, data_hash: str) -> list[dict[str, list[float]]]:
-    """Loss and accuracy by epoch of the stored runs of a recipe on this data, newest first, each run once."""
+def curves(lab: Lab, recipe: recipes.Recipe, data_hash: str) -> list[dict[str, list[float]]]:
+    """Loss and accuracy by epoch of the stored runs of a recipe on this data, newest first, each run once.
+
+    Of any spec; a recipe over another number of epochs is another recipe.
+    """
     with lab.notebook(read_only=True) as store:
         rows = store.runs(kind=KIND)
         found, seen = [], set()
         for row in rows:
-            if (
-                row.inputs.get("recipe", {}).get("name") != recipe
-                or row.inputs.get("data", {}).get("hash") != data_hash
-            ):
+            used = row.inputs.get("recipe", {})
+            is_same = (used.get("name"), used.get("epochs")) == (recipe.name, recipe.epochs)
+            if not is_same or row.inputs.get("data", {}).get("hash") != data_hash:
                 continue
             if row.result.get("folder_name") in seen:
                 continue
