@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 LICENCE = "Apache-2.0, https://www.apache.org/licenses/LICENSE-2.0"
 _RESERVED = frozenset({"Backbone", "STAGES", "TAPS"})
-_OWN_WORDS = ("in_norm", "used_layers", "stages", "freeze_norms", "features", "backbone")
+_OWN_WORDS = ("in_norm", "used_layers", "held", "stages", "freeze_norms", "features", "backbone")
 WIDTH = 120
 
 

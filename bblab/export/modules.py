@@ -46,6 +46,7 @@ class Tapped(nn.Module):
         known = tuple(known)
         self.used_layers = known[-1:] if used_layers is None else tuple(used_layers)
         unknown = [name for name in self.used_layers if name not in known]
+        self.held: set[str] = set()
         if unknown or not self.used_layers:
             raise ValueError(f"used_layers {list(self.used_layers)}: the stages are {', '.join(known)}")
 
@@ -53,11 +54,17 @@ class Tapped(nn.Module):
         raise NotImplementedError
 
     def freeze_norms(self) -> None:
-        """Statistics of frozen norms do not move."""
-        for module in self.modules():
-            is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-            if is_norm and module.weight is not None and not module.weight.requires_grad:
+        """Statistics of frozen norms do not move; those that were held here move again once their scale learns."""
+        for name, module in self.named_modules():
+            if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.weight is None:
+                continue
+            if not module.weight.requires_grad:
+                if module.training:
+                    self.held.add(name)
                 module.eval()
+            elif name in self.held:
+                self.held.remove(name)
+                module.train()
 
     def train(self, mode: bool = True) -> Tapped:
         super().train(mode)
