@@ -1,0 +1,245 @@
+"""SiamFC++, of video_analyst: one tensor at stride 8, wholly unpadded (6x6 at 127 px, 28x28 at 303 px), raw BGR.
+
+Read at f4d1bcc: videoanalyst/model/backbone/backbone_base.py (TRACK_BACKBONES), model/module_base.py (how a file is
+loaded, 62-95), model/task_model/taskmodel_impl/siamese_track.py (neck and head are as wide as the backbone:
+head_width), optim/grad_modifier (DynamicFreezer), main/train.py.
+
+DynamicFreezer freezes parameters only: norm statistics would keep moving. The exported module does not let them.
+"""
+
+from __future__ import annotations
+
+import collections
+import collections.abc
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bblab.export.launching import CONFIG, MANIFEST, WEIGHTS, backbone, enter, run
+from bblab.export.target import TARGETS, Fit, Target
+
+CONFIG_TEXT = """\
+train:
+  track:
+    exp_name: &TRAIN_NAME "siamfcpp_$module"
+    exp_save: &TRAIN_SAVE "snapshots"
+    num_processes: 1
+    model:
+      backbone:
+        name: "$module"              # launch.py enters it into TRACK_BACKBONES
+        $module:
+          pretrain_model_path: "$weights"   # in this folder; launch.py makes the path whole
+      losses:
+        names: ["FocalLoss", "SigmoidCrossEntropyCenterness", "IOULoss"]
+        FocalLoss: {name: "cls", weight: 1.0, alpha: 0.25}
+        SigmoidCrossEntropyCenterness: {name: "ctr", weight: 1.0}
+        IOULoss: {name: "reg", weight: 3.0}
+      task_head:
+        name: "DenseboxHead"
+        DenseboxHead:
+          total_stride: $stride
+          score_size: $score_map
+          x_size: $search_px
+          num_conv3x3: 3
+          head_conv_bn: [False, False, True]
+          head_width: $channel       # neck and head are as wide as the backbone
+      task_model:
+        name: "SiamTrack"
+        SiamTrack:
+          pretrain_model_path: ""
+          head_width: $channel
+    data:
+      exp_name: *TRAIN_NAME
+      exp_save: *TRAIN_SAVE
+      num_epochs: &NUM_EPOCHS 20
+      minibatch: &MINIBATCH 32
+      num_workers: 32
+      nr_image_per_epoch: &NR_IMAGE_PER_EPOCH 400000
+      pin_memory: false
+      datapipeline:
+        name: "RegularDatapipeline"
+      sampler:
+        name: "TrackPairSampler"
+        TrackPairSampler:
+          negative_pair_ratio: 0.1
+        submodules:
+          dataset:
+            names: ["GOT10kDataset"]
+            GOT10kDataset: {ratio: 1.0, max_diff: 100, dataset_root: "datasets/GOT-10k", subset: "train"}
+          filter:
+            name: "TrackPairFilter"
+            TrackPairFilter: {max_area_rate: 0.6, min_area_rate: 0.001, max_ratio: 10}
+      transformer:
+        names: ["RandomCropTransformer"]
+        RandomCropTransformer: {max_scale: 0.3, max_shift: 0.4, x_size: $search_px}
+      target:
+        name: "DenseboxTarget"
+        DenseboxTarget: {total_stride: $stride, score_size: $score_map, x_size: $search_px, num_conv3x3: 3}
+    trainer:
+      name: "RegularTrainer"
+      RegularTrainer:
+        exp_name: *TRAIN_NAME
+        exp_save: *TRAIN_SAVE
+        max_epoch: *NUM_EPOCHS
+        minibatch: *MINIBATCH
+        nr_image_per_epoch: *NR_IMAGE_PER_EPOCH
+        snapshot: ""
+      monitors:
+        names: ["TextInfo"]
+        TextInfo: {}
+    optim:
+      optimizer:
+        name: "SGD"
+        SGD:
+          momentum: 0.9
+          weight_decay: 0.00005
+          minibatch: *MINIBATCH
+          nr_image_per_epoch: *NR_IMAGE_PER_EPOCH
+          lr_policy:
+          - '{"name": "LinearLR", "start_lr": 0.000001, "end_lr": 0.08, "max_epoch": 1}'
+          - '{"name": "CosineLR", "start_lr": 0.08, "end_lr": 0.000001, "max_epoch": 19}'
+          lr_multiplier:
+          - '{"name": "backbone", "regex": "basemodel", "ratio": 0.1}'
+          - '{"name": "other", "regex": "^((?!basemodel).)*$$", "ratio": 1}'
+      grad_modifier:
+        name: "DynamicFreezer"
+        DynamicFreezer:
+          schedule:
+          - '{"name": "all", "regex": "basemodel\\\\.", "epoch": 0, "freezed": true}'
+          - '{"name": "some", "regex": "body\\\\.($trained)\\\\.", "epoch": $freeze_epochs, "freezed": false}'
+"""
+
+
+def config_values(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The stages that learn, as a regular expression."""
+    return {"trained": "|".join(keys["train_layers"])}
+
+
+TARGETS.add(
+    "siamfcpp",
+    Target(
+        name="siamfcpp",
+        trainer="SiamFC++",
+        repository="github.com/MegviiDetection/video_analyst",
+        commit="f4d1bcc",
+        sources=(
+            "videoanalyst/model/backbone/backbone_base.py",
+            "videoanalyst/model/module_base.py 62-95",
+            "videoanalyst/model/task_model/taskmodel_impl/siamese_track.py",
+            "main/train.py",
+        ),
+        file=Path(__file__),
+        search_px=303,
+        stride=8,
+        fits=(Fit(6, 28, 17),),
+        padding="valid",
+        freeze_epochs=5,
+        train_above=4,
+        freeze="DynamicFreezer, parameters only; the exported module keeps the statistics of frozen norms",
+        root=".",
+        script="main/train.py",
+        command="python launch.py --trainer video_analyst",
+        config=CONFIG_TEXT,
+        config_values=config_values,
+        launch=("register", "start", "build", "backbone_of", "taps_of", "scores", "epoch", "step", "PREFIX"),
+        weights_prefix="body.",
+        weights_suffix=".pkl",
+        pip="yacs loguru tqdm six wget shapely opencv-python pycocotools tensorboard",
+    ),
+)
+
+PREFIX = "basemodel.body."
+
+
+def register(trainer: Path) -> None:
+    """Enter a module with this backbone; no file of the trainer is changed."""
+    enter(trainer)
+    for gone in ("Iterable", "Mapping"):  # since Python 3.10
+        setattr(collections, gone, getattr(collections.abc, gone))
+    base = importlib.import_module("videoanalyst.model.module_base").ModuleBase
+    name = MANIFEST["module"]
+
+    def build_body(self: Any) -> None:
+        base.__init__(self)
+        self.body = backbone()
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+    made = {"default_hyper_params": {"pretrain_model_path": ""}, "__init__": build_body, "forward": forward}
+    # Before the configuration is imported: it lists the backbones that are there.
+    importlib.import_module("videoanalyst.model.backbone.backbone_base").TRACK_BACKBONES.register(
+        type(name, (base,), made)
+    )
+    kind = type(importlib.import_module("videoanalyst.config.config").cfg)
+    merge = kind.merge_from_file
+
+    def merge_here(self: Any, path: str) -> None:
+        merge(self, path)
+        own = self.train.track.model.backbone[name]
+        if own.pretrain_model_path == WEIGHTS.name:
+            own.pretrain_model_path = str(WEIGHTS)
+
+    kind.merge_from_file = merge_here
+
+
+def start(trainer: Path, rest: list[str]) -> None:
+    run(trainer / "main/train.py", ["--config", str(CONFIG), *rest])
+
+
+def task() -> Any:
+    """The trainer's configuration with this folder's in it."""
+    settings = importlib.import_module("videoanalyst.config.config")
+    settings.cfg.merge_from_file(str(CONFIG))
+    return settings.specify_task(settings.cfg.train)
+
+
+def build(trainer: Path) -> torch.nn.Module:
+    """The trainer's own model, the backbone loaded by its own update_params."""
+    register(trainer)
+    name, cfg = task()
+    return importlib.import_module("videoanalyst.model.builder").build(name, cfg.model).train()
+
+
+def backbone_of(model: Any) -> Any:
+    return model.basemodel.body
+
+
+def taps_of(model: Any) -> Any:
+    return model.basemodel
+
+
+def scores(model: Any, z: torch.Tensor, x: torch.Tensor) -> dict[str, Any]:
+    found = model({"im_z": z, "im_x": x}, phase="train")
+    return {key: (round(found[key].shape[1] ** 0.5),) * 2 for key in ("cls_pred", "ctr_pred", "box_pred")}
+
+
+def epoch(trainer: Path, model: Any, number: int) -> Any:
+    """What the trainer does: train() once, then DynamicFreezer at each epoch's start; its optimiser."""
+    name, cfg = task()
+    optimizer = importlib.import_module("videoanalyst.optim.builder").build(name, cfg.optim, model)
+    if number == 0:
+        model.train()
+    optimizer.modify_grad(number)
+    return optimizer
+
+
+def step(model: Any, optimizer: Any) -> float:
+    """One training step with the trainer's own losses, on random images and labels."""
+    geometry = MANIFEST["geometry"]
+    units, (z, x) = geometry["score_map"] ** 2, (geometry["template"]["px"], geometry["search"]["px"])
+    positive = torch.zeros(2, units, 1)
+    positive[:, : units // 2] = 1
+    box = torch.tensor([100.0, 100.0, 200.0, 200.0]).expand(2, units, 4)
+    data = {"im_z": 255 * torch.rand(2, 3, z, z), "im_x": 255 * torch.rand(2, 3, x, x)}
+    data |= {"cls_gt": positive, "ctr_gt": 0.5 * positive, "box_gt": box}
+    found = model(data)
+    loss = sum(one(found, data)[0] for one in model.loss.values())
+    optimizer.schedule(5, 0)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return float(loss)
