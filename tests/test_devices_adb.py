@@ -19,7 +19,7 @@ import pytest
 
 from bblab.errors import BblabError, RunError
 from bblab.latency import Broken, Candidate, Plan, devices, measure, wire
-from bblab.latency.devices import cooling, remote, state
+from bblab.latency.devices import cooling, remote, state, tools
 from bblab.latency.devices.cores import Cluster, choose, clusters, parse_cpu_list, parse_mask, words
 
 HERE = Path(__file__).parent
@@ -204,6 +204,53 @@ def test_a_phone_without_thermal_status_is_judged_by_its_clock_alone(
 def test_a_wrong_cool_down_is_refused(value: object) -> None:
     with pytest.raises(BblabError, match="cooldown_s"):
         devices.find("adb:X", {"cooldown_s": value})
+
+
+# Programs of others ---------------------------------------------------------------------------------------------
+
+BENCHNCNN = """loop_count = 8
+num_threads = 1
+powersave = 0
+gpu_device = -1
+cooling_down = 0
+   model.ncnn.param  min =    8.84  max =    9.89  avg =    8.97
+"""
+BENCHMARK_MODEL = """STARTING!
+INFO: Created TensorFlow Lite XNNPACK delegate for CPU.
+Running benchmark for at least 5 iterations and at least 0 seconds but terminate if exceeding 150 seconds.
+count=5 first=99000 curr=41000 min=40000 max=99000 avg=52000 std=23000
+
+count=50 first=40100 curr=38512 min=38001 max=41000 avg=38900.5 std=500 p5=38100 median=38800 p95=40900
+
+Inference timings in us: Init: 1234, First inference: 99000, Warmup (avg): 52000, Inference (avg): 38900.5
+"""
+
+
+def test_what_benchncnn_prints_is_read_in_seconds() -> None:
+    turn = tools.parse_benchncnn(BENCHNCNN)
+    assert (turn.min_s, turn.avg_s, turn.max_s) == pytest.approx((0.00884, 0.00897, 0.00989)) and turn.calls == 8
+
+
+def test_of_benchmark_model_the_timed_calls_are_read_not_the_warm_up() -> None:
+    turn = tools.parse_benchmark_model(BENCHMARK_MODEL)
+    assert (turn.min_s, turn.max_s, turn.calls) == (0.038001, 0.041, 50)
+    assert turn.avg_s == pytest.approx(0.0389005) and turn.median_s == pytest.approx(0.0388)
+    assert tools.parse_benchmark_model("count=1 curr=39456\n") == tools.Turn(0.039456, 0.039456, 0.039456, 1)
+
+
+@pytest.mark.parametrize("text", ["", "Segmentation fault", "min = nan  max = 1  avg = 2", "min = 3  max = 1  avg = 2"])
+def test_what_holds_no_times_is_refused_and_shown(text: str) -> None:
+    for parse in (tools.parse_benchncnn, tools.parse_benchmark_model):
+        with pytest.raises(RunError, match="no times can be read") as refused:
+            parse(text)
+        assert text in refused.value.message
+
+
+def test_turns_say_how_far_a_program_disagrees_with_itself() -> None:
+    turns = tuple(tools.Turn(0.009, avg, 0.02, 10) for avg in (0.010, 0.013, 0.011))
+    times = tools.ToolTimes("a", "benchncnn", "phone", 1, turns)
+    assert times.avg_s == 0.011 and times.disagreement == pytest.approx(1.3)
+    assert times.to_json()["follows_protocol"] is False
 
 
 # A phone on loopback --------------------------------------------------------------------------------------------
@@ -612,6 +659,53 @@ def test_a_phone_runs_programs_only_and_says_what_to_build(phone: Phone, cold: N
         with pytest.raises(BblabError, match="needs bblab's runner for aarch64") as told:
             devices.prepare(device, "ncnn")
         assert "bblab runner build aarch64" in told.value.hint
+
+
+# Programs of the user's own -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def benchncnn(tmp_path: Path) -> Path:
+    """A program in the phone's shell that prints as benchncnn does: to standard error, its arguments first."""
+    path = tmp_path / "benchncnn"
+    path.write_text(
+        '#!/bin/sh\necho "loop_count = $1" >&2\ntest -s "${6#param=}" || exit 3\n'
+        'echo "$7  min =  8.84  max =  9.89  avg =  8.97" >&2\n'
+    )
+    return path
+
+
+def test_a_program_of_the_users_own_is_run_and_marked(
+    phone: Phone, benchncnn: Path, lab: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from bblab.lab import Lab
+
+    model = tmp_path / "net.param"
+    model.write_text("7767517\n")
+    monkeypatch.setattr("bblab.lab.devices._tool_model", lambda lab, name, *_: (name, model, (3, 255, 255), "id"))
+    mine = Lab(lab)
+    mine.add_device("loop", f"adb:{phone.serial}", {"benchncnn": str(benchncnn), "cores": "little"})
+    rows = mine.time_with_tool("loop", "benchncnn", ["a", "b"], calls=4, turns=2)
+    assert [row["model"] for row in rows] == ["a", "b"] and rows[0]["device"] == "loop, little cores"
+    assert rows[0]["wall_avg_s"] == pytest.approx(0.00897) and rows[0]["calls"] == 8
+    assert rows[0]["follows_protocol"] is False and "not bblab's" in rows[0]["caveat"]
+    with mine.notebook() as store:
+        assert store.get(rows[0]["run_id"]).kind == "tool_latency"
+    assert (phone.root / "state/taskset").read_text().splitlines()[-1].startswith("f ./benchncnn 4 1 0 -1 0 param=")
+    with pytest.raises(BblabError, match="loop has no benchmark_model") as told:
+        mine.time_with_tool("loop", "benchmark_model", ["a"])
+    assert "--benchmark-model FILE" in told.value.hint
+
+
+def test_a_program_of_the_users_own_that_fails_or_hangs_is_told(phone: Phone, benchncnn: Path, tmp_path: Path) -> None:
+    model = tmp_path / "net.param"
+    model.write_text("")
+    with phone.device() as device, pytest.raises(RunError, match=r"benchncnn on adb:.* exited with code 3"):
+        tools.run(device, "benchncnn", benchncnn, model, (3, 8, 8))
+    benchncnn.write_text("#!/bin/sh\necho $$ > state/pid; sleep 300\n".replace("state", str(phone.root / "state")))
+    with phone.device() as device, pytest.raises(remote.Lost, match="did not answer within 1 s"):
+        tools.run(device, "benchncnn", benchncnn, model, (3, 8, 8), limit_s=1)
+    assert gone(int((phone.root / "state/pid").read_text()))
 
 
 # An aarch64 program under qemu ----------------------------------------------------------------------------------

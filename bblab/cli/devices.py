@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
     group.callback(invoke_without_command=True)(devices)
     group.command(epilog="Example: bblab devices add pi ssh:pi@raspberry --python /home/pi/venv/bin/python")(add)
     group.command(epilog="Example: bblab devices remove pi")(remove)
+    group.command(name="time", epilog="Example: bblab devices time pixel --tool benchncnn nanotrack")(time_)
     app.add_typer(group, name="devices")
 
 
@@ -104,6 +105,12 @@ def add(
     cooldown: Annotated[
         float | None, typer.Option("--cooldown", metavar="SECONDS", help="adb: longest wait for a warm phone; 300.")
     ] = None,
+    benchncnn: Annotated[
+        str | None, typer.Option("--benchncnn", metavar="FILE", help="Yours, built for it; see bblab devices time.")
+    ] = None,
+    benchmark_model: Annotated[
+        str | None, typer.Option("--benchmark-model", metavar="FILE", help="LiteRT's, built for it.")
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of a device of that name.")] = False,
     lab: common.LabOption = None,
 ) -> None:
@@ -116,6 +123,8 @@ def add(
         "key": key,
         "known_hosts": known_hosts,
         "cooldown_s": cooldown,
+        "benchncnn": benchncnn,
+        "benchmark_model": benchmark_model,
     }
     entry = opened.add_device(name, address, {k: v for k, v in given.items() if v is not None}, replace=replace)
     _done(f"{entry.name} is {entry.address} now, in", opened, "bblab devices")
@@ -129,6 +138,52 @@ def remove(
     opened = common.open_lab(lab)
     entry = opened.remove_device(name)
     _done(f"{entry.name} ({entry.address}) is out of", opened, "bblab devices")
+
+
+def time_(
+    device: Annotated[str, typer.Argument(metavar="NAME", help="A device that names the tool.")],
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Specs for benchncnn, .tflite files for benchmark_model.")
+    ],
+    tool: Annotated[str, typer.Option("--tool", metavar="TOOL", help="benchncnn or benchmark_model.")] = "benchncnn",
+    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, max=64)] = 1,
+    calls: Annotated[int, typer.Option("--calls", metavar="N", min=1, max=10000, help="A turn's calls a model.")] = 10,
+    turns: Annotated[int, typer.Option("--turns", metavar="N", min=1, max=1000, help="Each in shuffled order.")] = 3,
+    size: Annotated[str, typer.Option("--size", metavar="SIZE", help="search, template or pixels.")] = "search",
+    json: common.JsonOption = None,
+    lab: common.LabOption = None,
+) -> None:
+    """Time models by a benchmark program of your own on a device. It follows its own protocol: prefer bblab bench."""
+    from bblab.cli.bench import pixels
+
+    opened = common.open_lab(lab)
+    with common.progress_bar(quiet=json == "-") as tell:
+        rows = opened.time_with_tool(
+            device, tool, models, threads=threads, calls=calls, turns=turns, size=pixels(size), on_progress=tell
+        )
+    if json:
+        common.write_json(json, {"tool_latency": rows})
+    if json == "-":
+        return
+    from bblab.cli import tables
+
+    drawn = tables.plain(
+        [("model", "left"), ("wall avg", "right"), ("wall min", "right"), ("turns", "right"), ("apart", "right")]
+    )
+    for row in rows:
+        apart = f"{row['turns_max_over_min']:.2f} ×"
+        average, least = (common.milliseconds(row[k]) for k in ("wall_avg_s", "wall_min_s"))
+        drawn.add_row(row["model"], average, least, f"{row['turns']} × {row['calls'] // row['turns']}", apart)
+    out = common.console()
+    out.print(drawn)
+    plural = "s" * (threads > 1)
+    out.print(f"{rows[0]['device']}, {threads} thread{plural}; {rows[0]['caveat']}", style="yellow", markup=False)
+    ids = [row["run_id"] for row in rows]
+    text = f"stored as run {', '.join(map(str, ids))} in {common.short(opened.store_path)}"
+    specs = [m for m in models if not m.endswith(".tflite")] or ["SPEC"]
+    out.print(
+        f"{text} · next: bblab bench {' '.join(specs)} --device {device}", style="dim", markup=False, soft_wrap=True
+    )
 
 
 def _done(text: str, opened: Any, after: str) -> None:

@@ -883,6 +883,13 @@ class Lab:
 
         return devices.add(self, name, address, options, replace=replace)
 
+    @_to_stderr
+    def time_with_tool(self, device: str, tool: str, models: Sequence[str], **how: Any) -> list[dict[str, Any]]:
+        """Time models by a benchmark program of the user's on a device; see `devices.time_with_tool`."""
+        from bblab.lab import devices
+
+        return devices.time_with_tool(self, device, tool, models, **how)
+
     def remove_device(self, name: str) -> Saved:
         """Take a device out of lab.toml; see `devices.remove`."""
         from bblab.lab import devices

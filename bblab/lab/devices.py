@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bblab.errors import BblabError, near
 from bblab.lab import settings
 
 if TYPE_CHECKING:
-    from bblab.lab import Lab
+    from bblab.lab import Lab, Progress
     from bblab.latency.devices import Device
 
 GROUP = "devices"
@@ -108,6 +110,97 @@ def remove(lab: Lab, name: str) -> Saved:
     path = lab.folder / settings.FILE
     settings.write(path, settings.without_table(settings._text(path), GROUP, name, path))
     return known[name]
+
+
+# Programs of others -------------------------------------------------------------------------------------------------
+
+
+def time_with_tool(
+    lab: Lab,
+    name: str,
+    tool: str,
+    models: Sequence[str],
+    *,
+    threads: int = 1,
+    calls: int = 10,
+    turns: int = 3,
+    size: str | int = "search",
+    on_progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Time models by a benchmark program of the user's that lab.toml names, in turns of shuffled order; stored.
+
+    `models` are specs for benchncnn (deploy form), .tflite files for benchmark_model. Rows say that they do not follow
+    bblab's protocol. Raises BblabError for wrong names, RunError where the program or the device fails.
+    """
+    import random
+
+    from bblab.lab import code_version
+    from bblab.latency.devices import tools
+    from bblab.latency.devices.remote import Remote
+    from bblab.store import NewRun
+
+    kind = tools.find(tool)
+    device = find(lab, name)
+    if not isinstance(device, Remote):
+        raise BblabError(f"{name} is no device behind ssh or adb", hint="a tool runs on a device of bblab devices")
+    program = Path(device.tools.get(tool) or "").expanduser()
+    option = "--" + tool.replace("_", "-")
+    if not device.tools.get(tool) or not program.is_file():
+        has = f"its {tool} {program} is not there" if device.tools.get(tool) else f"{name} has no {tool}"
+        raise BblabError(has, hint=f"name yours: bblab devices add NAME ADDRESS {option} FILE --replace", exit_code=1)
+    with tempfile.TemporaryDirectory(prefix="bblab-tool-") as folder:
+        files = [_tool_model(lab, model, kind.suffix, size, Path(folder), on_progress) for model in models]
+        found: list[list[tools.Turn]] = [[] for _ in files]
+        with device:
+            for turn in range(turns):
+                order = list(range(len(files)))
+                random.Random(turn).shuffle(order)
+                for place in order:
+                    if on_progress is not None:
+                        done = sum(map(len, found))
+                        on_progress(done, turns * len(files), None, f"{tool}, turn {turn + 1}: {files[place][0]}")
+                    _, path, shape, _ = files[place]
+                    found[place].append(tools.run(device, tool, program, path, shape, threads=threads, calls=calls))
+            state = device.conditions()
+    rows, runs = [], []
+    for (label, _, shape, spec_id), given in zip(files, found, strict=True):
+        times = tools.ToolTimes(label, tool, device.name, threads, tuple(given))
+        row = {**times.to_json(), "input": list(shape) if shape else None, "caveat": tools.CAVEAT.format(tool=tool)}
+        inputs = {k: row[k] for k in ("model", "tool", "device", "threads", "input")}
+        result = {k: v for k, v in row.items() if k not in inputs} | {"conditions": {"after": state}}
+        samples = {"turn_avg_wall_s": [t.avg_s for t in given], "turn_min_wall_s": [t.min_s for t in given]}
+        runs.append(NewRun("tool_latency", spec_id, label, code_version(), inputs, result, samples))
+        rows.append(row)
+    with lab.notebook() as store:
+        ids = store.add_many(runs)
+    return [{**row, "run_id": run_id} for row, run_id in zip(rows, ids, strict=True)]
+
+
+def _tool_model(
+    lab: Lab, model: str, suffix: str, size: str | int, folder: Path, on_progress: Progress | None
+) -> tuple[str, Path, tuple[int, int, int] | None, str]:
+    """Label, file, input shape and spec_id of what a tool is to time."""
+    if suffix == ".tflite":
+        path = Path(model).expanduser()
+        if path.suffix != suffix or not path.is_file():
+            raise BblabError(f"{model} is no {suffix} file", hint="benchmark_model times files: name one that is there")
+        return path.name, path, None, ""
+    import zipfile
+
+    from bblab.latency import models as converted
+    from bblab.latency import runtimes
+
+    spec = lab.spec(model)
+    shape = lab._bench_input(spec, size)
+    engine = runtimes.find("ncnn")
+    candidate = lab.candidate(spec, "deploy", (shape[1], shape[2]))
+    if on_progress is not None and not converted.is_remembered(candidate, engine):
+        on_progress(0, 0, None, f"converting {spec.name} for ncnn")
+    with zipfile.ZipFile(converted.converted(candidate, engine).path) as packed:
+        inside = next(n for n in packed.namelist() if n.endswith(suffix))
+        path = folder / f"{len(list(folder.iterdir()))}{suffix}"
+        path.write_bytes(packed.read(inside))
+    return spec.name, path, shape, spec.spec_id
 
 
 # What is there ------------------------------------------------------------------------------------------------------

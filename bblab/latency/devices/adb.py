@@ -46,11 +46,14 @@ def adb(
     cores: str = "big",
     folder: str = "/data/local/tmp",
     cooldown_s: float = 300.0,
+    benchncnn: str = "",
+    benchmark_model: str = "",
     label: str = "",
 ) -> Remote:
     """`address` is a serial of `adb devices`, or HOST:PORT of a phone on the network; empty: the only phone there is.
 
     `cores`: big, little, all, or a mask such as f0. `cooldown_s` bounds the waiting for a warm phone; 0 never waits.
+    `benchncnn` and `benchmark_model` are programs of the user's here, built for the phone.
     """
     _import()
     if re.search(r"[\s'\"]", address):
@@ -69,6 +72,7 @@ def adb(
         name=name,
         link=link,
         base=folder.rstrip("/"),
+        tools={"benchncnn": benchncnn, "benchmark_model": benchmark_model},
         lock_name=f"adb:{address}",
         cores=cores,
         is_phone=True,

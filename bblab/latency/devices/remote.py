@@ -19,7 +19,7 @@ import platform
 import shlex
 import tempfile
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,6 +111,7 @@ class Remote:
     lock_name: str
     cores: str = "big"
     is_phone: bool = False
+    tools: Mapping[str, str] = field(default_factory=dict)  # benchmark programs of the user's, by name: files here
     engine_for: Callable[[Remote, str], Engine]
     read_state: Callable[[Remote], dict[str, Any]]
     describe: Callable[[Remote], About]
@@ -372,6 +373,8 @@ def programs(machine: str) -> tuple[list[str], str]:
 def pushed_program(remote: Remote, path: Path, name: str) -> str:
     """A program on the device, ready to be started. Raises RunError where the device will not start programs there."""
     place = f"{remote.folder}/{name}"
+    if path in remote._sent:
+        return remote._sent[path]
     remote.link.put(path.read_bytes(), place)
     done = remote.link.sh(f"chmod 700 {shlex.quote(place)} && [ -x {shlex.quote(place)} ]")
     if done.code != 0:
@@ -379,7 +382,8 @@ def pushed_program(remote: Remote, path: Path, name: str) -> str:
             f"{remote.name} does not let programs start from {remote.base}: {done.reason()}",
             hint="its folder is mounted noexec: name another with --folder",
         )
-    return f"./{name}"
+    remote._sent[path] = f"./{name}"
+    return remote._sent[path]
 
 
 def cores_words(remote: Remote) -> str:

@@ -63,10 +63,13 @@ def ssh(
     known_hosts: str = "",
     folder: str = "/tmp",
     cores: str = "big",
+    benchncnn: str = "",
+    benchmark_model: str = "",
     label: str = "",
 ) -> Remote:
     """`python` is the command on the board, `key` and `known_hosts` are files here, `folder` is on the board.
 
+    `benchncnn` and `benchmark_model` are programs of the user's here, built for the board.
     `cores` pins the worker on a processor with several kinds of core: big, little, all, or a mask.
     """
     _import()
@@ -76,6 +79,7 @@ def ssh(
         name=label or str(where),
         link=link,
         base=folder.rstrip("/") or "/",
+        tools={"benchncnn": benchncnn, "benchmark_model": benchmark_model},
         lock_name=str(where),
         cores=check(cores),
         engine_for=lambda board, runtime: _engine(board, runtime, python),
