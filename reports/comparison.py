@@ -6,7 +6,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bblab.reports import Cell, Column, Page, Table, report
+from bblab.errors import BblabError
+from bblab.reports import Cell, Column, Options, Page, Table, notebook_report, report, tables
+from bblab.reports.stored import Setting, Stored, TimingRow
 
 COLUMNS = (
     Column("spec", "name", align="left"),
@@ -146,3 +148,113 @@ def _ties(timings: Sequence[Mapping[str, Any]]) -> list[str]:
         for a, b in itertools.pairwise(ordered)
         if a["ratio_high"] >= b["ratio_low"] and a["input"] == b["input"]
     ]
+
+
+# From the notebook ------------------------------------------------------------------------------------------------
+
+SIDE_BY_SIDE = tables.columns_of(
+    ("spec", "name", "", "left"), ("params", "params_backbone", "M, deploy", "right"),
+    ("", "params_backbone_train", "M, train", "right"), ("train", "train_over_deploy", "× params", "right"),
+    ("MACs", "macs_search", "M", "right"), ("elem.", "elementwise_ops_backbone", "M", "right"),
+    ("RF", "receptive_field", "px", "right"), ("RF/z", "rf_over_template", "", "right"),
+    ("template", "template_map", "px→map", "right"), ("search", "search_map", "px→map", "right"),
+    ("score map", "xcorr_map", "", "right"), ("broken", "findings", "✗ ▲ ·", "right"), ("", "spec_id", "", "left"),
+)  # fmt: skip
+TIMES = tables.columns_of(
+    ("spec", "name", "", "left"), ("form", "form", "", "left"), ("latency", "ratio", "× reference, 95 %", "right"),
+    ("", "ratio_low", "", "right"), ("", "ratio_high", "", "right"), ("time", "time_s", "ms", "right"),
+    ("not told apart from", "tied_with", "", "left"), ("run", "run", "", "right"),
+)  # fmt: skip
+
+
+@notebook_report("comparison")
+def from_notebook(stored: Stored, options: Options) -> Page:
+    """Candidates side by side, cheapest first: costs and geometry, then a table of latencies a setting, then findings.
+
+    Latencies of different settings stand in different tables, each with its newest session of a net.
+    """
+    profiles = sorted(stored.profiles.values(), key=lambda p: _search_macs({"tracker": None, **p.result}))
+    if not profiles:
+        raise BblabError("nothing is profiled here", hint="bblab profile SPEC SPEC, then bblab report comparison")
+    cells, values = [], []
+    for p in profiles:
+        shown, raw = _side(p.result, p.spec_id)
+        cells.append(shown)
+        values.append(raw)
+    by_setting: dict[Setting, list[TimingRow]] = {}
+    for t in stored.timings:
+        by_setting.setdefault(t.setting, []).append(t)
+    sections = [
+        (f"latency: {setting.title}", _times(rows))
+        for setting, rows in sorted(by_setting.items(), key=lambda item: (-len(item[1]), item[0].title))
+    ]
+    told = tuple(
+        (p.name, str(f["severity"]), str(f["rule"]), str(f["where"]), str(f["message"]))
+        for p in profiles
+        for f in p.result.get("findings") or ()
+        if not f.get("waived")
+    )
+    if told:
+        columns = tables.columns_of(
+            ("spec", "name", "", "left"), ("severity", "severity", "", "left"), ("rule", "rule", "", "left"),
+            ("where", "where", "", "left"), ("finding", "message", "", "left"),
+        )  # fmt: skip
+        sections.append(("findings that are not waived", Table(columns, told, told)))
+    notes = ["deploy form as far as the last tap; MACs at search size, elements written elementwise at the input size"]
+    if any(p.result.get("is_receptive_field_global") for p in profiles):
+        notes.append("+ squeeze-excitation or attention also sees the whole map")
+    untimed = sorted({p.name for p in profiles} - {t.name for t in stored.timings})
+    if untimed and stored.timings:
+        notes.append(f"no latency is stored of {', '.join(untimed[:12])}")
+    return Page(
+        "comparison", Table(SIDE_BY_SIDE, tuple(cells), tuple(values)), tuple(notes), (), tuple(sections),
+        heading=", ".join(p.name for p in profiles[:6]) + (" …" if len(profiles) > 6 else ""), about=stored.about,
+    )  # fmt: skip
+
+
+def _side(row: Mapping[str, Any], spec_id: str) -> tuple[tuple[str, ...], tuple[Cell, ...]]:
+    forms, tracker = row["forms"], row.get("tracker")
+    deploy, train = forms["deploy"], forms.get("train") or {}
+    rf, ratio = row.get("receptive_field"), tracker and tracker.get("rf_over_template")
+    open_ones = [f["severity"] for f in row.get("findings") or () if not f.get("waived")]
+    counts = " ".join(str(open_ones.count(s)) for s in ("error", "warning", "note"))
+    own, other = deploy["params_backbone"], train.get("params_backbone")
+    glob = "+" if row.get("is_receptive_field_global") else ""
+
+    def side(which: str) -> str:
+        return "–" if not tracker else f"{tracker[which]['size']}→{tracker[which]['map'][1]}"
+
+    score = (tracker or {}).get("xcorr_map")
+    macs = _search_macs({"tracker": None, **row})
+    raw: tuple[Cell, ...] = (
+        row["name"], own, other, other / own if other and own else None, macs, deploy.get("elementwise_ops_backbone"),
+        rf, ratio, side("template"), side("search"), score[0] if score else None, counts, spec_id,
+    )  # fmt: skip
+    shown = (
+        row["name"], _millions(own), "–" if other is None else _millions(other), "–" if not raw[3] else f"{raw[3]:.2f}",
+        _millions(macs), _millions(deploy.get("elementwise_ops_backbone") or 0), "–" if rf is None else f"{rf}{glob}",
+        "–" if ratio is None else f"{ratio:.2f}", side("template"), side("search"),
+        "–" if not score else f"{score[0]}×{score[1]}", counts, "",
+    )  # fmt: skip
+    return shown, raw
+
+
+def _times(rows: Sequence[TimingRow]) -> Table:
+    """The newest timing of each net and form beside the most used reference, fastest first."""
+    references = [r.reference for r in rows]
+    base = max(set(references), key=lambda ref: (references.count(ref), ref))
+    newest = {(r.spec_id, r.form): r for r in rows if r.reference == base}
+    ordered = sorted(newest.values(), key=lambda r: r.ratio)
+    cells, values = [], []
+    for r in ordered:
+        ties = [
+            f"{o.name} {o.form}" for o in ordered
+            if o is not r and None not in (o.ratio_low, o.ratio_high, r.ratio_low, r.ratio_high)
+            and o.ratio_low <= r.ratio_high and r.ratio_low <= o.ratio_high  # type: ignore[operator]
+        ]  # fmt: skip
+        ratio = "the reference" if r.is_reference else tables.with_interval(r.ratio, r.ratio_low, r.ratio_high)
+        told = ", ".join(ties[:3]) + (f" and {len(ties) - 3} more" if len(ties) > 3 else "")
+        time_ms = tables.significant(r.time_s * 1e3)
+        cells.append((r.name, r.form, ratio, "", "", time_ms, told, str(r.run_id)))
+        values.append((r.name, r.form, r.ratio, r.ratio_low, r.ratio_high, r.time_s, told, r.run_id))
+    return Table(TIMES, tuple(cells), tuple(values))

@@ -230,7 +230,7 @@ def _latency_place(setting: Setting, rows: Sequence[TimingRow], say: Words) -> P
     axis = Axis("latency", say("latency_wall" if setting.has_wall_times else "latency_cpu"), "ms", 1e3, True)
     caption = say(
         "caption_latency", reference=f"{base[0]} ({base[1]})", reference_ms=tables.significant(unit_s * 1e3),
-        sessions=len({r.session for r in ours}),
+        sessions=say.many("session", len({r.session for r in ours})),
     )  # fmt: skip
     facets = (
         ("device", setting.device),

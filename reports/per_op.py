@@ -112,6 +112,11 @@ def _notes(row: Row, many: bool) -> list[str]:
         found.append(
             f"{name}{len(guessed)} operators that only move data ({share:.1%}) are counted to the row whose data it is"
         )
+    if any(o["told_by"] == "weights" for o in row["operators"]):
+        found.append(
+            f"{name}this runtime keeps no names of modules: layers are told by order and numbers of weights, those "
+            "without weights belong to the one before"
+        )
     if row["unmapped"]:
         found.append(f"{name}not mapped to a row ({_ms(row['unmapped_s'])} ms): {', '.join(row['unmapped'])}")
     if "conditions" in row:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from bblab.errors import BblabError, RunError, near
 from bblab.reports.stored import (
     AccuracyRow,
+    FieldRow,
     OperatorsRow,
     ProfileRow,
     PublishedRow,
@@ -536,6 +537,38 @@ def _about(lab: Lab, runs: Sequence[Run], select: str, since: str | None) -> tup
     return tuple(told)
 
 
+def with_fields(lab: Lab, stored: Stored, names: Sequence[str], most: int = 6) -> Stored:
+    """With the effective receptive field of each spec that a card is drawn of, where it can be built here.
+
+    Built from its stored name, if that still stands for the same spec, with random weights, at search size.
+    """
+    from bblab import build
+    from bblab.analysis.effective import effective_field
+
+    profiles = list(stored.profiles.values())
+    if not names:
+        profiles = sorted((p for p in profiles if p.run_id is not None), key=lambda p: p.run_id or 0)[-1:]
+    found = {}
+    for profile in profiles[:most]:
+        tracker = profile.result.get("tracker")
+        given = profile.result.get("input") or [3, 224, 224]
+        side = tracker["search"]["size"] if tracker else given[1]
+        try:
+            spec = lab.spec(profile.name)
+            if spec.spec_id != profile.spec_id:
+                continue
+            net = build.build(spec, lab.kinds, form="deploy")
+            field = effective_field(net, (int(given[0]), int(side), int(side)))
+        except (BblabError, RuntimeError, ValueError) as error:
+            said = (str(error).strip().splitlines() or [""])[0]
+            lab.notices.append(f"{profile.name}: no effective receptive field: {said}")
+            continue
+        found[profile.spec_id] = FieldRow(
+            profile.spec_id, field.rows, field.centre, field.side_holding(0.95), field.images
+        )
+    return replace(stored, fields=found)
+
+
 # Files --------------------------------------------------------------------------------------------------------------
 
 
@@ -634,6 +667,8 @@ def report(
     parse_selection(select)
     folder = folder_for(lab, name, out) if files else None
     stored = gather(lab, select=select, since=since, names=names, with_published=with_published)
+    if name == "spec_card":
+        stored = with_fields(lab, stored, names)
     options = reports.Options(against, accuracy, budget_s, with_published, lang, tuple(names))
     page = made(stored, options)
     if folder is None:

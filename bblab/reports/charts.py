@@ -126,6 +126,7 @@ class LineChart:
     curves: tuple[Curve, ...]
     caption: str = ""
     level: Level | None = None
+    x_names: tuple[str, ...] = ()  # of the places 0, 1, 2 ... where x has names instead of numbers
 
 
 @dataclass(frozen=True, slots=True)

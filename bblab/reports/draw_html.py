@@ -343,11 +343,17 @@ def line_spec(chart: LineChart, say: Words) -> dict[str, Any]:
     shades = [draw_print.FAINT if c.is_faint else draw_print.HUES[i % len(draw_print.HUES)]
               for i, c in enumerate(chart.curves)]  # fmt: skip
     keys = list(dict.fromkeys(key for c in chart.curves for key, _ in c.provenance))
-    x = alt.X("x:T" if is_time else "x:Q", title=chart.x.label)
+    x_field = "x:N" if chart.x_names else "x:T" if is_time else "x:Q"
+    if chart.x_names:
+        for row in rows:
+            row["x"] = chart.x_names[int(row["x"])]
+        x = alt.X(x_field, title=chart.x.label, sort=list(chart.x_names), axis=alt.Axis(labelAngle=0))
+    else:
+        x = alt.X(x_field, title=chart.x.label)
     y_scale = alt.Scale(type="log" if chart.y.is_log else "linear", zero=False)
     y = alt.Y("y:Q", title=chart.y.label, scale=y_scale)
     colour = alt.Color("curve:N", scale=alt.Scale(domain=names, range=shades), legend=alt.Legend(title=None))
-    tip = [alt.Tooltip("curve:N"), alt.Tooltip("x:T" if is_time else "x:Q", title=chart.x.title),
+    tip = [alt.Tooltip("curve:N"), alt.Tooltip(x_field, title=chart.x.title),
            alt.Tooltip("y:Q", title=chart.y.title, format=".4g"), *(alt.Tooltip(f"{k}:N") for k in keys)]  # fmt: skip
     base = alt.Chart(alt.InlineData(rows)).encode(x=x, y=y, color=colour, detail="n:N")
     layers = []

@@ -526,18 +526,28 @@ def _lines(chart: LineChart, say: Words) -> Figure:
     axes.set_ylabel(chart.y.label)
     axes.grid(True, color="#eceef1", linewidth=0.6)
     axes.set_axisbelow(True)
+    if chart.x_names:
+        axes.set_xticks(range(len(chart.x_names)), [_short(name, 14) for name in chart.x_names])
     if is_time:
         from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
+        # A single session is no reason for an axis of milliseconds, or of years.
+        times = [x for curve in chart.curves for x, _ in curve.points]
+        room = max(1800.0, 0.05 * (max(times) - min(times)))
+        axes.set_xlim(_day(min(times) - room), _day(max(times) + room))
         locator = AutoDateLocator(minticks=3, maxticks=8)
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-    shown = min(len(chart.curves), 14)
     handles, labels = axes.get_legend_handles_labels()
-    if len(handles) > shown:
-        labels[shown - 1] = f"… {len(handles) - shown + 1} more"
-    figure.legend(handles[:shown], [_short(text) for text in labels[:shown]], loc="upper left",
-                  bbox_to_anchor=(0.70, 0.89), frameon=False, borderaxespad=0, handlelength=1.6)  # fmt: skip
+    told = [(h, _short(text)) for h, text, c in zip(handles, labels, chart.curves, strict=True) if not c.is_faint]
+    faint = [h for h, c in zip(handles, chart.curves, strict=True) if c.is_faint]
+    more = len(told) - 14
+    told = told[:14] + ([(faint[0], say("earlier", count=len(faint)))] if faint else [])
+    if more > 0:
+        told.append((handles[0], f"… {more} more"))
+    if len(told) > 1:
+        figure.legend([h for h, _ in told], [text for _, text in told], loc="upper left", bbox_to_anchor=(0.70, 0.89),
+                      frameon=False, borderaxespad=0, handlelength=1.6)  # fmt: skip
     return figure
 
 
@@ -564,7 +574,7 @@ def _bars(chart: Bars, say: Words) -> Figure:
         known = [v or 0.0 for v in values]
         axes.barh(range(rows), known, color="#4a8bc2", height=0.62)
         axes.set_ylim(rows - 0.4, -0.6)
-        axes.set_xlim(0, 1.45 * max([*known, 1e-9]))
+        axes.set_xlim(0, (2.15 if len(chart.series) > 3 else 1.5) * max([*known, 1e-9]))
         axes.set_yticks(range(rows), [_short(name, 16) for name in chart.names] if n == 0 else [""] * rows)
         axes.set_xticks([])
         axes.tick_params(axis="y", length=0)

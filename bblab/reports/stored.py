@@ -168,6 +168,17 @@ class OperatorsRow:
 
 
 @dataclass(frozen=True, slots=True)
+class FieldRow:
+    """The effective receptive field of a net's last tap: gradient of each pixel over the largest."""
+
+    spec_id: str
+    rows: tuple[tuple[float, ...], ...] = field(repr=False)
+    centre: tuple[float, float]
+    side_95_px: int
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
     """Everything that a report may draw on, already selected. `about` says from where and under which selection."""
 
@@ -181,3 +192,4 @@ class Stored:
     about: tuple[str, ...] = ()
     made_utc: str = ""
     operators: tuple[OperatorsRow, ...] = ()
+    fields: Mapping[str, FieldRow] = field(default_factory=dict)  # by spec_id; computed for spec cards only

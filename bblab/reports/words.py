@@ -27,8 +27,8 @@ _EN = {
     "area": "area: {low} to {high} parameters",
     "pareto_title": "{scale} against {x}",
     "pareto_caption": "{scale} against {x} of {count} nets; {place}.",
-    "caption_latency": " Milliseconds are the ratio to {reference} times its {reference_ms} ms (median of {sessions}"
-    " session(s)); bars are 95 % intervals over processes and seeds.",
+    "caption_latency": " Milliseconds are the ratio to {reference} times its {reference_ms} ms (median of {sessions});"
+    " bars are 95 % intervals over processes and seeds.",
     "caption_count": " At {size}; backbone as far as the last tap, deploy form. Bars are 95 % intervals.",
     "caption_front": " Colour is the probability of being on the front ({draws} bootstrap draws).",
     "caption_ties": " Not told apart: {ties}.",
@@ -40,6 +40,8 @@ _EN = {
     "stage": "stage",
     "share": "share of the net",
     "receptive_field": "Receptive field",
+    "time_title": "time by row of the spec",
+    "time_of_row": "median time, share of the net",
     "erf_title": "Effective receptive field of the last tap's central unit",
     "rf_title": "Receptive field along the net",
     "diagram_title": "Stages",
@@ -56,7 +58,8 @@ _EN = {
     "device_title": "{device} over time: {place}",
     "reference": "reference",
     "shown_front": "front of the points shown",
-    "gradient": "gradient, of its largest value",
+    "earlier": "earlier runs ({count})",
+    "gradient": "√ gradient / largest",
     "click": "Click a point or a row: its spec, its findings, and the runs behind it.",
     "notes": "Notes",
     "area_word": "area: parameters",
@@ -120,6 +123,8 @@ _ZH = {
     "stage": "阶段",
     "share": "占全网比例",
     "receptive_field": "感受野",
+    "time_title": "各部分耗时",
+    "time_of_row": "时间中位数与占比",
     "erf_title": "最后输出层中心单元的有效感受野",
     "rf_title": "感受野的增长",
     "diagram_title": "网络阶段",
@@ -136,7 +141,8 @@ _ZH = {
     "device_title": "{device} 的历次测量：{place}",
     "reference": "参照",
     "shown_front": "所示各点的前沿",
-    "gradient": "梯度（相对最大值）",
+    "earlier": "较早的训练（{count} 次）",
+    "gradient": "√(梯度 / 最大值)",
     "click": "点击一个点或一行：查看其结构、检查结果及数据来源。",
     "notes": "说明",
     "area_word": "面积：参数量",
@@ -175,6 +181,10 @@ class Words:
             raise BblabError(f"no language {lang!r}", hint=near(lang, LANGUAGES))
         self.lang = lang
         self._texts = LANGUAGES[lang]
+
+    def many(self, thing: str, count: int) -> str:
+        """ "1 session", "3 sessions"; a plain number in Chinese."""
+        return str(count) if self.lang == "zh" else f"{count} {thing}{'s' * (count != 1)}"
 
     def has(self, key: str) -> bool:
         return key in self._texts
