@@ -25,7 +25,7 @@ The command line, the same on every device:
         BBLAB {"kind": "about", "program": "bblab-runner", "wire": 1, "ncnn": "1.0.20261020", "arch": "aarch64",
         "compiler": "12.2.0", "speedometer": "xorshift64-2000000", "float16": "float16", "cpus": [0, 1]}
         `float16` is what --precision float16 would compute with here: "float16", "float16 storage" (half as large in
-        memory, computed in float32) or "none".
+        memory, computed in float32), on x86-64 "float32, linear weights float16", or "none".
 
 --cpus is refused, not half obeyed, where the system gives other cores than were asked. --limit (600 s) is the longest
 that loading a model or one call may take before the runner ends itself: a phone whose cable was pulled is not left

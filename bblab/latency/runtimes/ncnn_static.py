@@ -112,7 +112,9 @@ class NcnnStatic:
 class NcnnStatic16(NcnnStatic):
     name = "ncnn-static-fp16"
     precision = "float16"
-    max_rel_error = 0.02  # of float16's 11 bits over a net's depth; a wrong net is off by its whole value
+    # With random weights aarch64's float16 was off by 0.01 in nanotrack and by 0.2 in mobileone_s0@s16, whose float32
+    # was off by 2e-5; a wrong net is off by about the whole value.
+    max_rel_error = 0.5
 
 
 def _room() -> Any:  # the package bblab.latency.runner, loaded only where it is wanted
