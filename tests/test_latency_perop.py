@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Generator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import pytest
 from bblab import reports
 from bblab.errors import BblabError, RunError
 from bblab.lab import Lab, benching
-from bblab.latency import perop, runtimes, tasks
+from bblab.latency import perop, runtimes, tasks, wire
 from bblab.latency.perop import NOWHERE, Layer, Place, layers_of, ncnn_modules, place_of, tabulate
 from bblab.latency.runtimes import openvino, ort
 from bblab.store import Store
@@ -139,6 +140,63 @@ def test_a_runners_lines_become_the_same_table() -> None:
     assert [(r.name, r.seconds) for r in table.rows if r.count] == [
         ("s2.0", pytest.approx(5e-6)), (NOWHERE, pytest.approx(1e-6))
     ]  # fmt: skip
+
+
+class Speaking:
+    """A device whose program tells layers: conv_0 of 4 us, then odd_1 of 1 us, in a call of 6 us."""
+
+    def __init__(self) -> None:
+        self.asked: list[wire.Request] = []
+
+    def __enter__(self) -> Speaking:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def run(self, request: wire.Request, *, silence_s: float) -> Generator[wire.Message]:
+        self.asked.append(request)
+        yield wire.Hello("ncnn-static", "1.0", "float32", "xorshift")
+        yield wire.Ready(1)
+        for number in range(request.rounds):
+            yield wire.Speed(number, 3e-3, 3e-3)
+            yield wire.Call(number, 0, 6e-6, 6e-6)
+            if request.per_layer:
+                yield wire.Layer(number, 0, 0, "conv_0", "Convolution", 4e-6)
+                yield wire.Layer(number, 0, 1, "odd_1", "Permute", 1e-6)
+        yield wire.Speed(request.rounds, 3e-3, 3e-3)
+        yield wire.End(request.rounds)
+
+
+def test_a_program_that_tells_layers_answers_like_a_profile() -> None:
+    device = Speaking()
+    request = {
+        "runtime": "ncnn-static", "path": "x", "input": [1, 3, 9, 9], "threads": 1, "calls": 3, "warmups": 2, "seed": 0
+    }  # fmt: skip
+    found = perop.by_wire(request, {"conv_0": "s2.0.conv"}, device=lambda: device)
+    assert [r.per_layer for r in device.asked] == [False, True]
+    assert [(a["name"], a["op"], a["module"], a["seconds"]) for a in found["layers"]] == [
+        ("conv_0", "Convolution", "s2.0.conv", [4e-6] * 3), ("odd_1", "Permute", "", [1e-6] * 3)
+    ]  # fmt: skip
+    assert (found["wall_s"], len(found["speedometer_cpu_s"])) == ([6e-6] * 3, 4)
+    assert set(found) == set(answer())  # as the other process answers
+
+
+def test_a_specs_weights_are_listed_as_the_net_runs_them(lab: Path) -> None:
+    opened = Lab()
+    found = benching.weighted(opened, opened.spec("nanotrack"), "deploy", (3, 63, 63))
+    # stem 3x3x3x16; the first unit: 3x3 depthwise of 16, a gate of 16 to 8 and back, 1x1 16 to 16
+    assert found[:5] == [
+        ("stem.0.conv", 432), ("stage1.0.depth.conv", 144), ("stage1.0.se.reduce", 128), ("stage1.0.se.expand", 128),
+        ("stage1.0.project.conv", 256),
+    ]  # fmt: skip
+
+
+def test_a_model_that_is_no_ncnn_file_has_no_modules(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("no zip")
+    assert perop.modules_in(tmp_path / "x", []) == {}
+    with zipfile.ZipFile(tmp_path / "y", "w") as packed:
+        packed.writestr("model.ncnn.param", PARAM)
+    assert perop.modules_in(tmp_path / "y", [("a", 432)])["conv_0"] == "a"
 
 
 # The table ------------------------------------------------------------------------------------------------------

@@ -83,9 +83,8 @@ def per_op(
     specs = lab.every(references, edits)
     for name in runtimes:  # every mistake before the first measurement
         engine = engines.find(name)
+        perop.refuse_silent(engine)
         engine.version()
-        if not engines.can_profile(engine):
-            engines.profiled(engine, "", 1)
     rows: list[Mapping[str, Any]] = []
     problems: list[BblabError] = []
     for spec in specs:
@@ -93,10 +92,13 @@ def per_op(
         for form in forms:
             candidate = lab.candidate(spec, form, shape[1:])
             found = places(lab, spec, form, shape)
+            weights = weighted(lab, spec, form, shape)
             for runtime in runtimes:
                 for count in threads:
                     try:
-                        times = perop.measure(candidate, found, runtime=runtime, threads=count, on_progress=on_progress)
+                        times = perop.measure(
+                            candidate, found, runtime=runtime, threads=count, weighted=weights, on_progress=on_progress
+                        )
                     except RunError as error:
                         problems.append(error)
                         continue
@@ -126,6 +128,20 @@ def places(lab: Lab, spec: ArchSpec, form: Form, shape: tuple[int, int, int]) ->
             name = f"{stage.name}.{position}"
             found.append(Place(stage.name, name, name, row.kind, summary.sums[SUMS.index("macs")]))
             shapes = summary.outputs
+    return found
+
+
+def weighted(lab: Lab, spec: ArchSpec, form: Form, shape: tuple[int, int, int]) -> list[tuple[str, int]]:
+    """Each convolution and linear layer as it runs: the module of its row, and how many weights it has."""
+    if spec.library:
+        return []
+    found = []
+    graphs = lab.analyst.graphs(replace(spec, input=shape), form)
+    rows = [f"{stage.name}.{i}" for stage in spec.backbone_stages for i in range(len(stage.rows))]
+    for row, (_, _, graph) in zip(rows, graphs, strict=True):
+        for op in graph.ops:
+            if op.params and op.name.removeprefix("conv_").startswith(("conv", "linear")):
+                found.append((f"{row}.{op.layer}".rstrip("."), graph.params[op.params[0]].numel))
     return found
 
 

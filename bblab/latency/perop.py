@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import time
 import uuid
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from bblab.errors import BblabError
-from bblab.latency import conditions, models, protocol, runtimes, tasks
+from bblab.latency import conditions, devices, models, protocol, runtimes, tasks, wire
 from bblab.latency.measure import Progress
+from bblab.latency.runtimes import Runtime
 from bblab.latency.values import Candidate, Conditions
 
 PROCESSES, CALLS, WARMUPS = 3, 30, 5
@@ -314,17 +318,17 @@ def measure(
     threads: int = 1,
     processes: int = PROCESSES,
     calls: int = CALLS,
+    weighted: Sequence[tuple[str, int]] = (),
     on_progress: Progress | None = None,
     ask: Ask = tasks.ask,
 ) -> OpTimes:
     """The operators of one net, over several processes, plain and profiled calls in turn.
 
+    `weighted` as for `ncnn_modules`: where the runtime keeps no names of modules.
     Raises BblabError for a runtime that cannot tell, RunError where the net cannot be converted or a process fails.
     """
     engine = runtimes.find(runtime)
-    if not runtimes.can_profile(engine):
-        able = ", ".join(n for n in runtimes.names() if runtimes.can_profile(runtimes.find(n)))
-        raise BblabError(f"{runtime} does not tell the times of its operators", hint=f"these do: {able}")
+    refuse_silent(engine)
     tell = on_progress or (lambda done, total, seconds_left, text: None)
     if not models.is_remembered(candidate, engine):
         tell(0, processes, None, f"converting {candidate.label} for {runtime}")
@@ -347,7 +351,10 @@ def measure(
                 "warmups": WARMUPS,
                 "seed": number,
             }
-            answers.append(ask("bblab.latency.opworker", request, limit_s=LIMIT_S, threads=threads))
+            if tells_layers(engine):
+                answers.append(by_wire(request, modules_in(model.path, weighted)))
+            else:
+                answers.append(ask("bblab.latency.opworker", request, limit_s=LIMIT_S, threads=threads))
     except KeyboardInterrupt:
         if not answers:
             raise
@@ -377,6 +384,68 @@ def measure(
         conditions.read(),
         tuple(notes),
     )
+
+
+def tells_layers(engine: Runtime) -> bool:
+    """Whether its own program tells layers by the line format (the runner)."""
+    return hasattr(engine, "program")
+
+
+def refuse_silent(engine: Runtime) -> None:
+    """Raises BblabError, naming those that can, for a runtime that does not tell the times of its operators."""
+    if not (runtimes.can_profile(engine) or tells_layers(engine)):
+        found = {name: runtimes.RUNTIMES[name]() for name in runtimes.names()}
+        able = ", ".join(name for name, e in found.items() if runtimes.can_profile(e) or tells_layers(e))
+        raise BblabError(f"{engine.name} does not tell the times of its operators", hint=f"these do: {able}")
+
+
+def modules_in(path: Path, weighted: Sequence[tuple[str, int]]) -> dict[str, str]:
+    """The modules of an ncnn model's layers, from the .param file in its zip; none where it is another format."""
+    try:
+        with zipfile.ZipFile(path) as packed:
+            name = next(n for n in packed.namelist() if n.endswith(".param"))
+            return ncnn_modules(packed.read(name).decode(), weighted)
+    except (OSError, StopIteration, zipfile.BadZipFile):
+        return {}
+
+
+def by_wire(
+    request: Mapping[str, Any], modules: Mapping[str, str], *, device: Callable[[], Any] = lambda: devices.find("host")
+) -> dict[str, Any]:
+    """The answer of `opworker` from a program that speaks the line format: one process plain, one that tells layers."""
+    net = wire.ModelFile("net", request["path"], tuple(request["input"]))
+    rounds = ((0,),) * request["calls"]
+    told: dict[bool, list[Any]] = {}
+    for per_layer in (False, True):
+        asked = wire.Request(
+            request["runtime"], request["threads"], request["warmups"], request["seed"], (net,), rounds,
+            per_layer=per_layer,
+        )  # fmt: skip
+        with device() as opened, closing(opened.run(asked, silence_s=LIMIT_S)) as messages:
+            told[per_layer] = list(messages)
+    hello = next(m for m in told[False] if isinstance(m, wire.Hello))
+    plain, profiled = ([m for m in told[which] if isinstance(m, wire.Call)] for which in (False, True))
+    seconds: dict[str, list[float]] = {}
+    kinds: dict[str, str] = {}
+    for m in told[True]:
+        if isinstance(m, wire.Layer):
+            seconds.setdefault(m.name, [0.0] * request["calls"])[m.round] += m.wall_s
+            kinds[m.name] = m.type
+    return {
+        "overhead_s": 0.0,
+        "runtime_version": hello.runtime_version,
+        "precision": hello.precision,
+        "wall_s": [m.wall_s for m in plain],
+        "cpu_s": [m.cpu_s for m in plain],
+        "profiled_wall_s": [m.wall_s for m in profiled],
+        "profiled_cpu_s": [m.cpu_s for m in profiled],
+        "speedometer_cpu_s": [m.cpu_s for m in told[False] if isinstance(m, wire.Speed)],
+        "layers": [
+            {"name": name, "op": kinds[name], "module": modules.get(name, ""), "kernel": "", "seconds": values,
+             "told_by": "weights" if modules.get(name) else ""}
+            for name, values in seconds.items()
+        ],
+    }  # fmt: skip
 
 
 def _joined(answers: Sequence[Mapping[str, Any]], overhead_s: float) -> tuple[list[Layer], float]:
