@@ -775,3 +775,46 @@ def test_a_program_that_hangs_crashes_or_chatters(
         else:
             assert list(device.run(request, silence_s=20))[-1] == wire.End(2)
             assert devices.notes(device)[-1].startswith("2 line(s)")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_specs_are_ranked_on_the_phone_by_the_real_runner(
+    phone: Phone, bblab: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the command: converted by pnnx, pushed, run by the aarch64 runner under qemu, stored, compared."""
+    pytest.importorskip("pnnx", reason="pnnx not installed: pip install bblab[ncnn]")
+    from bblab.latency import runner
+
+    if QEMU is None:
+        pytest.skip("needs qemu-aarch64-static: apt-get install qemu-user-static")
+    with pytest.MonkeyPatch.context() as patch:
+        if keep := os.environ.get("BBLAB_TEST_RUNNERS"):
+            patch.setenv("BBLAB_CACHE", keep)
+        try:
+            path = runner.built("aarch64") or runner.build("aarch64")
+        except BblabError as error:
+            if "not installed" in error.message or "no source archive" in error.message:
+                pytest.skip(error.message)
+            raise
+    monkeypatch.setenv("BBLAB_RUNNER_AARCH64", str(path))
+    assert bblab("devices", "add", "loop", f"adb:{phone.serial}", "--cooldown", "2").code == 0
+    listed = json.loads(bblab("devices", "--json", "-").out)["devices"]
+    (seen,) = (d for d in listed if d["name"] == "loop")
+    assert seen["state"] == "ready" and {"ncnn", "ncnn-static-fp16"} <= set(seen["runtimes"])
+    assert "4 at 2.85 GHz + 4 at 1.80 GHz; measures on 4,5,6,7" in seen["cores"]
+    ran = bblab(
+        *("bench", "mobilenetv3_small@s16", "nanotrack", "--device", "loop", "--size", 64, "--budget", 2),
+        *("--runtime", "ncnn,ncnn-static-fp16", "--json", "-"),
+    )
+    rows = json.loads(ran.out)["latency"]
+    assert ran.code == 0 and {row["device"] for row in rows} == {"loop"}
+    assert {(row["runtime"], row["precision"]) for row in rows} == {
+        ("ncnn", "float32"),
+        ("ncnn-static-fp16", "float16"),
+    }
+    for row in rows:
+        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"] and row["conversion_rel_error"] < 0.02
+        assert row["conditions"]["after"]["android"]["model"] == "Loop 8"
+        assert any("not been verified on a real phone" in note for note in row["notes"])
+    assert "speedometer_s" in rows[0] and phone.left() == []

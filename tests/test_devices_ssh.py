@@ -504,6 +504,26 @@ def test_the_speedometer_runs_alone(board: Board) -> None:
 
 
 @needs_sshd
+def test_a_board_without_python_runs_a_program(board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler here")
+    program = tmp_path / "runner"
+    source = Path(__file__).with_name("wire_runner.c")
+    subprocess.run([compiler, "-O2", "-o", str(program), str(source)], check=True, capture_output=True)
+    monkeypatch.setattr(remote, "static_program", lambda runtime, machine: (str(program),))
+    model = tmp_path / "model"
+    model.write_bytes(b"net")
+    with board.device(python="/no/such/python") as device:
+        devices.prepare(device, "ncnn")
+        request = wire.Request("ncnn", 1, 0, 0, (wire.ModelFile("a", device.send(model), (1, 3, 8, 8)),), ((0,), (0,)))
+        heard = list(device.run(request, silence_s=20))
+        assert heard[0].kind == "hello" and heard[-1] == wire.End(2)
+        assert devices.notes(device)[0].startswith("by bblab's own runner: no usable Python there (/no/such/python")
+        assert remote.speedometer_s(device, "ncnn")[0] == "wire-runner"
+
+
+@needs_sshd
 def test_a_mask_reaches_the_worker(acting: Callable[..., remote.Remote], board: Board) -> None:
     last = max(os.sched_getaffinity(0))
     code = HEAD + "\n    print(sorted(os.sched_getaffinity(0)), file=sys.stderr); sys.exit(3)\n"
