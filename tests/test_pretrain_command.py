@@ -157,13 +157,15 @@ def test_mmpretrains_own_tool_trains_the_dumped_config_to_the_same_bits(room: Pa
 
 def test_two_processes_train_as_one_with_twice_the_batch(room: Path) -> None:
     """Batch norm sees 16 instead of 32 images, and dropout draws apart: the curves agree within a tenth."""
+    recipe = room / "lab" / "pretrain" / "four.yaml"
+    recipe.write_text(RECIPE.replace("lr: 0.1", "lr: 1.0").replace("epochs: 4", "epochs: 8"))
     one = go(room, "--run", str(room / "one"), "--batch-size", "32", "--lr-scale", "--json", "-")
     two = go(room, "--run", str(room / "two"), "--batch-size", "16", "--gpus", "2", "--lr-scale", "--json", "-")
     assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
     a, b = json.loads(one.stdout), json.loads(two.stdout)
-    assert b["inputs"]["scaling"]["lr"] == a["inputs"]["scaling"]["lr"] == 0.1
+    assert b["inputs"]["scaling"]["lr"] == a["inputs"]["scaling"]["lr"] == 1.0
     assert b["inputs"]["scaling"]["batch_arithmetic"] == "16 × 2 processes = 32"
-    assert [e["images"] for e in a["epochs"]] == [e["images"] for e in b["epochs"]] == [320] * 4
+    assert [e["images"] for e in a["epochs"]] == [e["images"] for e in b["epochs"]] == [320] * 8
     for x, y in zip(a["epochs"], b["epochs"], strict=True):
         assert y["train_loss"] == pytest.approx(x["train_loss"], rel=0.1)
         assert y["lr"] == pytest.approx(x["lr"], rel=1e-9)

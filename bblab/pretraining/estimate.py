@@ -79,9 +79,17 @@ def hours(plan: Plan, net: float, loader: float, at_px: int, *, train_images: in
 
 
 def estimate(
-    plan: Plan, folder: Path, *, budget_s: float = BUDGET_S, clock: Callable[[], float] = time.perf_counter
+    plan: Plan,
+    folder: Path,
+    *,
+    budget_s: float = BUDGET_S,
+    clock: Callable[[], float] = time.perf_counter,
+    alter: Callable[[dict[str, Any]], None] | None = None,
 ) -> Estimate:
-    """Measure a few steps of a settled plan. `folder`: for what the loaders note. Raises BblabError without memory."""
+    """Measure a few steps of a settled plan. Raises BblabError where the GPU's memory is too small.
+
+    folder: for what the loaders note. alter: changes the Config before it is measured (a benchmark's other side).
+    """
     from bblab.pretraining.run import quieten
 
     quieten()
@@ -92,6 +100,8 @@ def estimate(
 
     s, recipe = plan.settings, plan.recipe
     made = build(plan, folder)
+    if alter is not None:
+        alter(made)
     (folder / "classes.txt").write_text("".join(f"{c}\n" for c in plan.data["classes"]), encoding="utf-8")
     px = max(px for _, px in recipe.resolutions_px)
     with DefaultScope.overwrite_default_scope("mmpretrain"):
