@@ -63,6 +63,15 @@ def headline(run: Any) -> str:
     if run.kind == "profile" and "forms" in r:
         deploy = r["forms"]["deploy"]
         return f"{common.si(deploy['params'])} params, {common.si(deploy['macs'])} MACs (deploy)"
+    if run.kind == "pretrain" and "epochs_trained" in r:
+        top1 = "no validation" if r.get("top1_percent") is None else f"top-1 {r['top1_percent']:.2f} %"
+        images = f" of {i['data']['val_count']}" if i.get("data") else ""
+        trained = f"{r['epochs_trained']}/{r['epochs_planned']} epochs of {i['recipe']['name']}"
+        rate = f", lr {i['scaling']['arithmetic']}, seed {i['settings']['seed']}"
+        return f"{top1}{images} ({trained}{rate}; {r.get('status')})"
+    if run.kind == "estimate" and r.get("net_images_per_s"):
+        rates = f"net {common.digits(r['net_images_per_s'])}, data {common.digits(r['loader_images_per_s'])} images/s"
+        return f"{rates}; {i['recipe']['name']} would take {common.digits(r['hours'])} h"
     if run.kind == "tracker_score" and r.get("value") is not None:
         way = {True: " (higher is better)", False: " (lower is better)"}.get(r.get("higher_is_better"), "")
         at = "" if r.get("epoch") is None else f", epoch {r['epoch']}"
