@@ -266,7 +266,7 @@ class Record(Hook):
             "val",
             epoch=runner.epoch,
             val_s=time.perf_counter() - self.val_began,
-            **{k: float(v) for k, v in values.items() if v is not None},
+            **{k: round(float(v), 4) for k, v in values.items() if v is not None},  # counted in float32 there
         )
         told = record.read_progress(Path(runner.work_dir))
         told |= {"top1_percent": values["top1_percent"], "validated_epoch": runner.epoch}
