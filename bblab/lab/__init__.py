@@ -34,7 +34,7 @@ from bblab.store import NewRun, Store
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bblab.lab import exporting
+    from bblab.lab import exporting, training
     from bblab.lab.benching import Measured
     from bblab.lab.devices import Saved, Seen
     from bblab.lab.recording import Recorded
@@ -1003,6 +1003,22 @@ class Lab:
             lang=lang,
             files=files,
         )
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def pretrain(
+        self,
+        reference: str | ArchSpec | None = None,
+        *,
+        edits: Sequence[str] = (),
+        on_progress: Callable[[Mapping[str, Any]], None] | None = None,
+        **wanted: Any,
+    ) -> training.Pretrained:
+        """Train a spec (else the one profiled last) with mmpretrain; `wanted` as the fields of `training.Wanted`."""
+        from bblab.lab import training
+
+        spec = training.chosen_spec(self, reference, edits)
+        return training.pretrain(self, spec, training.Wanted(**wanted), on_progress=on_progress)
 
     # ------------------------------------------------------------------------------------------ the notebook
 
