@@ -1,0 +1,19 @@
+"""STVIR/pysot d04028f, pysot/core/config.py: a yacs node; KWARGS and DATASET take new keys."""
+
+from yacs.config import CfgNode as CN
+
+cfg = CN()
+cfg.META_ARC = ""
+cfg.BACKBONE = CN({"TYPE": "", "PRETRAINED": "", "TRAIN_LAYERS": [], "TRAIN_EPOCH": 10, "LAYERS_LR": 0.1})
+cfg.BACKBONE.KWARGS = CN(new_allowed=True)
+cfg.ADJUST = CN({"ADJUST": True, "TYPE": ""})
+cfg.ADJUST.KWARGS = CN(new_allowed=True)
+cfg.RPN = CN({"TYPE": ""})
+cfg.RPN.KWARGS = CN(new_allowed=True)
+cfg.MASK = CN({"MASK": False})
+cfg.ANCHOR = CN({"STRIDE": 8, "RATIOS": [], "SCALES": [], "ANCHOR_NUM": 5})
+cfg.TRACK = CN(new_allowed=True)
+cfg.TRAIN = CN(
+    {"EXEMPLAR_SIZE": 127, "SEARCH_SIZE": 255, "BASE_SIZE": 8, "OUTPUT_SIZE": 25, "BASE_LR": 0.005}, new_allowed=True
+)
+cfg.DATASET = CN(new_allowed=True)
