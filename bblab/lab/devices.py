@@ -296,9 +296,9 @@ def _host() -> Seen:
 
 def _host_runtimes() -> Sequence[str]:
     """Those that are installed. A GPU's are not asked where no driver is: the answer would load torch."""
-    from bblab.latency import runtimes
+    from bblab.latency import onboard, runtimes
 
-    has_gpu = shutil.which("nvidia-smi") is not None
+    has_gpu = onboard.may_have_gpu()
     found = []
     for name in runtimes.names():
         engine = runtimes.find(name)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
+import shutil
 import sys
 
 
@@ -21,6 +23,12 @@ def _allow_slots() -> None:
     dataclasses.dataclass = dataclass
 
 
+def may_have_gpu() -> bool:
+    """Whether an NVIDIA driver shows itself, a Jetson's too. Asking the runtimes instead would load torch."""
+    places = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu", "/dev/nvhost-gpu", "/dev/nvmap")
+    return any(os.path.exists(place) for place in places) or shutil.which("nvidia-smi") is not None  # noqa: PTH110
+
+
 def about() -> dict[str, object]:
     """Python's version, numpy's, and each runtime's version or the reason why it is none here."""
     from importlib.metadata import PackageNotFoundError, version
@@ -30,9 +38,14 @@ def about() -> dict[str, object]:
 
     found: dict[str, object] = {}
     missing: dict[str, str] = {}
+    has_gpu = may_have_gpu()
     for name in runtimes.names():
+        engine = runtimes.find(name)
+        if runtimes.processor(engine) == "cuda" and not has_gpu:
+            missing[name] = f"the runtime {name!r} needs an NVIDIA GPU; no driver of one is there"
+            continue
         try:
-            found[name] = runtimes.find(name).version()
+            found[name] = engine.version()
         except BblabError as error:
             missing[name] = f"{error.message} ({error.hint})" if error.hint else error.message
         except Exception as error:  # a broken installation: any of them

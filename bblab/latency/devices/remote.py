@@ -461,12 +461,18 @@ def _owner() -> str:
     return hashlib.sha256(f"{user}@{platform.node()}".encode()).hexdigest()[:8]
 
 
-def _locked(name: str, device: str) -> IO[str]:
-    """Two measurements on one device disturb each other, so the second is refused. Freed by closing, or by our end."""
+def _locked(name: str, device: str) -> IO[str] | None:
+    """Two measurements on one device disturb each other, so the second is refused. Freed by closing, or by our end.
+
+    None where this machine's temporary folder cannot hold a lock: better measured unguarded than not at all.
+    """
     folder = Path(tempfile.gettempdir()) / f"bblab-locks-{_owner()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / hashlib.sha256(name.encode()).hexdigest()[:16]
-    file = path.open("a+", encoding="utf-8")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError:
+        return None
     try:
         import fcntl
 
