@@ -589,16 +589,18 @@ def folder_for(lab: Lab, name: str, out: Path | str | None) -> Path:
     return folder
 
 
-def write_all(page: Page, folder: Path, *, lang: str = "en", prefix: str = "") -> tuple[list[Path], list[str]]:
+def write_all(
+    page: Page, folder: Path, for_print: Page | None = None, *, lang: str = "en", print_lang: str = "en"
+) -> tuple[list[Path], list[str]]:
     """HTML, PNG + SVG + PDF of each main chart, CSV, Markdown and LaTeX of a page; what was written, and notices.
 
     Each file is written beside its place and renamed. Raises RunError where one cannot be.
     """
     from bblab.reports import draw_html, draw_print, tables
 
-    stem = prefix or page.title
+    stem = page.title
     files: dict[str, bytes] = {}
-    drawn = draw_print.figures(page, lang)
+    drawn = draw_print.figures(for_print or page, print_lang)
     for name, content in drawn.files.items():
         files[f"{stem}-{name}"] = content
     if page.table.columns:
@@ -608,7 +610,7 @@ def write_all(page: Page, folder: Path, *, lang: str = "en", prefix: str = "") -
         tex = [tables.latex(page.table, caption, stem, page.sources)]
         tex += [tables.latex(t, title, f"{stem}-{n}") for n, (title, t) in enumerate(page.sections, 1)]
         files[f"{stem}.tex"] = "\n".join(tex).encode()
-    files[f"{stem}.html"] = draw_html.page(page, lang).encode()
+    files[f"{stem}.html"] = draw_html.page(page, lang, print_lang).encode()
     written = []
     for name, content in files.items():
         written.append(_put(folder / name, content))
@@ -673,6 +675,16 @@ def report(
     page = made(stored, options)
     if folder is None:
         return page, []
-    written, notices = write_all(page, folder, lang=lang)
+    from bblab.reports import draw_print
+
+    for_print, print_lang = page, lang
+    if not draw_print.can_write(lang):
+        print_lang = "en"
+        for_print = made(stored, replace(options, lang=print_lang))
+        lab.notices.append(
+            "no font with Chinese characters was found: the figures for print are in English, the page is in Chinese; "
+            "install one (Debian: fonts-noto-cjk) and run again"
+        )
+    written, notices = write_all(page, folder, for_print, lang=lang, print_lang=print_lang)
     lab.notices += notices
     return page, written

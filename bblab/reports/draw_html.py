@@ -32,7 +32,7 @@ _EXPOSED = "window.vegaEmbed = vegaEmbed;"
 FONT = 'system-ui, "Segoe UI", "Noto Sans", "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", sans-serif'
 
 
-def page(page: Page, lang: str = "en") -> str:
+def page(page: Page, lang: str = "en", print_lang: str = "") -> str:
     """The page as one HTML text. Raises RunError with the install command where altair or vl-convert is missing."""
     say = Words(lang)
     explored = [c for c in page.charts if isinstance(c, ParetoChart)]
@@ -63,7 +63,7 @@ def page(page: Page, lang: str = "en") -> str:
             '<div id="count" class="caption"></div><p id="caption" class="caption"></p>'
             f'<p id="advice" class="advice"></p></div><aside id="details">{_text(say("click"))}</aside></div>'
         )
-    parts += [_figure(c, n, say) for n, c in enumerate(others)]
+    parts += [_figure(c, n, print_lang or lang) for n, c in enumerate(others)]
     if page.table.columns:
         parts.append(_table(page.table, page.title if not explored else ""))
     if page.sources:
@@ -253,14 +253,14 @@ def _pareto_spec(alt: Any, chart: ParetoChart, say: Words, check: bool) -> tuple
     colour = alt.Color("probability:Q", scale=ramp, legend=None)
     bars = base.mark_rule(strokeWidth=1.2, opacity=few)
     layers.append(
-        bars.transform_filter("datum.x_low !== null")
-        .encode(x=alt.X("x_low:Q", scale=x_scale, axis=None), x2="x_high:Q", y=y, color=colour)
-        .properties(name="bars_x")
+        bars.transform_filter("datum.x_low !== null").encode(
+            x=alt.X("x_low:Q", scale=x_scale, axis=None), x2="x_high:Q", y=y, color=colour
+        )
     )
     layers.append(
-        bars.transform_filter("datum.y_low !== null")
-        .encode(x=x, y=alt.Y("y_low:Q", scale=y_scale), y2="y_high:Q", color=colour)
-        .properties(name="bars_y")
+        bars.transform_filter("datum.y_low !== null").encode(
+            x=x, y=alt.Y("y_low:Q", scale=y_scale), y2="y_high:Q", color=colour
+        )
     )
     if chart.advice is not None:
         ring = base.transform_filter("datum.is_advised")
@@ -376,12 +376,12 @@ def line_spec(chart: LineChart, say: Words) -> dict[str, Any]:
     return made.to_dict()
 
 
-def _figure(chart: Chart, number: int, say: Words) -> str:
+def _figure(chart: Chart, number: int, lang: str) -> str:
     title = _text(chart.title)
     caption = f"<figcaption class=caption>{_text(chart.caption)}</figcaption>" if chart.caption else ""
     if isinstance(chart, LineChart):
         return f'<figure><h2>{title}</h2><div id="plot-{number}" style="width:100%"></div>{caption}</figure>'
-    svg = draw_print.svg(chart, say.lang)
+    svg = draw_print.svg(chart, lang)
     data = base64.b64encode(svg).decode()
     return f'<figure><img alt="{title}" src="data:image/svg+xml;base64,{data}">{caption}</figure>'
 

@@ -44,6 +44,14 @@ class Drawn:
     notices: tuple[str, ...] = ()
 
 
+def can_write(lang: str) -> bool:
+    """Whether a font for the language is installed; without one, print in English."""
+    if lang != "zh":
+        return True
+    _matplotlib()
+    return _cjk_font() is not None
+
+
 def figures(page: Page, lang: str = "en") -> Drawn:
     """Every chart that is meant for print. Raises RunError with the install command where matplotlib is missing."""
     charts = [c for c in page.charts if not isinstance(c, ParetoChart) or c.is_main]
@@ -55,18 +63,13 @@ def figures(page: Page, lang: str = "en") -> Drawn:
         notices.append(f"{len(charts)} charts: the first {MOST_FIGURES} are drawn for print, all are in the HTML page")
         charts = charts[:MOST_FIGURES]
     fonts = ["DejaVu Sans"]
-    texts = "".join(_texts(c) for c in charts)
-    if lang == "zh" or any("\u2e80" <= ch <= "\u9fff" for ch in texts):
+    if any("\u2e80" <= ch <= "\u9fff" for c in charts for ch in _texts(c)):
         found = _cjk_font()
         if found is None:
             notices.append(
                 "no font with Chinese characters was found: the print figures show boxes in their place, the HTML page "
                 "shows them; install one (Debian: fonts-noto-cjk) and run again"
-                if lang != "zh"
-                else "no font with Chinese characters was found: the print figures are in English, the HTML page is in "
-                "Chinese; install one (Debian: fonts-noto-cjk) and run again"
             )
-            lang = "en"
         else:
             fonts = [found, *fonts]
     files: dict[str, bytes] = {}
@@ -84,7 +87,6 @@ def svg(chart: Chart, lang: str = "en") -> bytes:
     """One chart as SVG, in the style of the print figures."""
     matplotlib = _matplotlib()
     found = _cjk_font() if lang == "zh" else None
-    lang = lang if found or lang != "zh" else "en"
     with matplotlib.rc_context(_style([*([found] if found else []), "DejaVu Sans"])):
         return _saved(draw(chart, lang), "svg")
 
@@ -473,8 +475,8 @@ def _key(
         handles, labels, loc="upper left", bbox_to_anchor=(0.755, 0.835), frameon=False, handlelength=1.8,
         labelspacing=0.75, borderaxespad=0, handletextpad=0.7,
     )  # fmt: skip
-    figure.canvas.draw()
-    bottom = legend.get_window_extent().y0 / figure.bbox.height
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    bottom = legend.get_window_extent(renderer).y0 / figure.bbox.height
     if any(0 < m.probability < 1 for m in chart.marks) or len({m.probability for m in chart.marks}) > 1:
         height = 0.2
         base = max(0.12, min(bottom - 0.09 - height, 0.42))

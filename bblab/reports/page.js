@@ -274,7 +274,7 @@ function explore(data) {
       } },
       transform: [{
         type: "label", size: { signal: "[width, height]" }, padding: 0,
-        avoidMarks: ["points_marks", "bars_x_marks", "bars_y_marks"],
+        avoidMarks: ["points_marks"],
         anchor: ["top-left", "left", "top", "bottom-left", "top-right", "right", "bottom-right", "bottom"],
         offset: [2, 8, 16, 26],
       }],

@@ -67,17 +67,25 @@ def place(
     Free space above left is preferred: there a front has no points. No label is dropped, so in a crowd that has no
     room some may still touch; `overlapping` tells.
     """
+    import numpy as np
+
+    if not anchors:
+        return []
     options = [_around(a) for a in anchors]
-    fixed = [_costs(found, marks, bounds, lines) for found in options]
-    chosen = [min(range(len(costs)), key=costs.__getitem__) for costs in fixed]
+    fixed = np.array([_costs(found, marks, bounds, lines) for found in options])
+    corners = np.array([[(box.x, box.y) for box, _, _ in found] for found in options])  # labels, places, 2
+    sizes = np.array([(a.width, a.height) for a in anchors])
+    chosen = fixed.argmin(1)
+    every = np.arange(len(anchors))
     for _ in range(PASSES):
         moved = False
-        for i, found in enumerate(options):
-            others = [options[j][chosen[j]][0] for j in range(len(options)) if j != i]
-            best = min(
-                range(len(found)),
-                key=lambda k: fixed[i][k] + sum(20 * found[k][0].overlap(o, MARGIN) for o in others),
-            )
+        for i in every:
+            others = every[every != i]
+            at = corners[others, chosen[others]]
+            ends = np.minimum(corners[i][:, None] + sizes[i], at + sizes[others])
+            shared = ends - np.maximum(corners[i][:, None], at) + MARGIN  # places, others, 2
+            area = np.where((shared > 0).all(-1), shared.prod(-1), 0.0).sum(1)
+            best = int((fixed[i] + 20 * area).argmin())
             moved |= best != chosen[i]
             chosen[i] = best
         if not moved:
