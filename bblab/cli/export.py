@@ -117,7 +117,8 @@ def _next(done: HandOver) -> str:
     if "trainer" not in manifest:
         return f"bblab bench {done.spec.name}"
     has_trainer = bool(manifest["trainer"]["script"])
-    return f"python {folder}/check.py" + (f" --trainer {manifest['trainer']['name']}-CHECKOUT" if has_trainer else "")
+    checkout = manifest["trainer"]["repository"].rpartition("/")[2]
+    return f"python {folder}/check.py" + (f" --trainer {checkout}" if has_trainer else "")
 
 
 def _draw(done: HandOver) -> None:
