@@ -94,7 +94,8 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
         UsePAM no
         PasswordAuthentication no
         PermitRootLogin yes
-        """
+        SetEnv HOME={folder}
+        """  # a home of its own: the shell's start files of the person who runs the tests are none of ours
     (folder / "config").write_text(textwrap.dedent(config))
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
