@@ -313,6 +313,7 @@ def test_the_card_says_what_was_trained_on_what_and_its_interval(ended: Callable
         (["--precision", "fp8"], "auto, fp32 or bf16"),
         (["--nodes", "2"], "need the first one's address"),
         (["--resume"], "is unfinished"),
+        (["--resume", "--epochs", "3"], "--epochs cannot be changed"),
         (["--resume", "--run", "/nowhere"], "is no run"),
     ],
 )

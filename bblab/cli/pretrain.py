@@ -127,6 +127,17 @@ def pretrain(
         with progress(quiet=machine) as tell:
             done = training.join(opened, wanted, on_progress=tell)
     elif resume:
+        fixed = {
+            "--set": edits, "--recipe": recipe, "--epochs": epochs, "--batch-size": batch_size, "--lr-scale": lr_scale,
+            "--lr-rule": lr_rule, "--accumulate": accumulate != 1, "--gpus": gpus != 1, "--freeze": freeze,
+            "--weights": weights, "--stop-if": stop_if, "--seed": seed, "--precision": precision != "auto",
+            "--compile": compile, "--workers": workers is not None, "--estimate": estimate,
+        }  # fmt: skip
+        if given := [name for name, value in fixed.items() if value]:
+            hint = "leave it away, or begin a new run"
+            raise BblabError(
+                f"--resume goes on with the run's own plan: {', '.join(given)} cannot be changed", hint=hint
+            )
         with progress(quiet=machine) as tell:
             done = training.resume(opened, run, spec, wanted=wanted, on_progress=tell)
     else:

@@ -6,6 +6,7 @@ ended, also by the next command after a crash.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -135,6 +136,10 @@ def plan(lab: Lab, spec: ArchSpec, wanted: Wanted) -> Plan:
     Raises BblabError.
     """
     from bblab.lab import code_version
+
+    for package in ("mmengine", "mmcv", "mmpretrain"):
+        if importlib.util.find_spec(package) is None:
+            raise BblabError(f"training needs {package}", hint="pip install 'bblab[pretrain]'")
     from bblab.pretraining import config, data, nets
 
     is_digits = wanted.data is None

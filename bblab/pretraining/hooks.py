@@ -121,6 +121,14 @@ class StopAtGate(Hook):
         if (metrics or {}).get("accuracy/top1") is not None:
             figures["accuracy"] = float(metrics["accuracy/top1"])  # type: ignore[index]
         hit = next((g for g in self.gates if g.is_hit(epoch, figures)), None)
+        rank, world = get_dist_info()
+        if world > 1:  # the first process decides: another may not see its record yet
+            flag = torch.tensor([0 if hit is None or rank else 1])
+            flag = flag.cuda() if torch.distributed.get_backend() == "nccl" else flag
+            all_reduce(flag, "max")
+            if flag and rank:
+                raise Ended(record.GATED, "stopped by a gate")
+            hit = hit if flag else None
         if hit is None:
             return
         left = (runner.max_epochs - epoch) * history.train_s / max(1, len(history.epochs))
