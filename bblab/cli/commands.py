@@ -30,6 +30,7 @@ ABOUT = {
     "find": "Find the run that gave a number.",
     "diff": "Why two stored runs differ.",
     "import": "Load weights into a spec and write them as safetensors.",
+    "demo": "Run the whole chain on three small candidates, in minutes.",
 }
 """What `bblab --help` says of each, in this order. A command NAME is `register` in NAME.py, or in NAME_.py."""
 
