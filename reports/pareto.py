@@ -39,9 +39,9 @@ def pareto(stored: Stored, options: Options) -> Page:
     if options.against not in AXES:
         raise BblabError(f"--against {options.against!r}", hint=near(options.against, AXES))
     say = Words(options.lang)
-    accuracies = _accuracies(stored.accuracies, options, len(stored.timings))
+    accuracies = _accuracies(stored.accuracies, len(stored.timings))
     scales = sorted({a.scale for a in accuracies})
-    chosen = _chosen_scales(accuracies, options)
+    chosen = _chosen_scales(accuracies, stored, options)
     costs = {axis: _costs(axis, stored, say) for axis in AXES}
     charts = []
     for axis in sorted(AXES, key=lambda a: a != options.against):
@@ -52,7 +52,7 @@ def pareto(stored: Stored, options: Options) -> Page:
                 if made is not None:
                     charts.append(made)
     charts = _unique_keys(charts)
-    sources = _sources(charts, accuracies, stored, options)
+    sources = _sources(charts, accuracies, stored, chosen, options)
     main = [c for c in charts if c.is_main]
     apart = _apart(stored, accuracies, list(costs[options.against]), main, chosen, options)
     sections = [("apart: not on a chart", apart)] if apart.cells else []
@@ -91,7 +91,7 @@ class Accuracy:
     rows: tuple[AccuracyRow, ...]
 
 
-def _accuracies(rows: Sequence[AccuracyRow], options: Options, size: int) -> list[Accuracy]:
+def _accuracies(rows: Sequence[AccuracyRow], size: int) -> list[Accuracy]:
     groups: dict[tuple[Any, ...], list[AccuracyRow]] = {}
     for row in rows:
         if math.isfinite(row.value):
@@ -121,13 +121,16 @@ def _newest_of_each_seed(rows: Sequence[AccuracyRow]) -> list[AccuracyRow]:
     return list(newest.values())
 
 
-def _chosen_scales(accuracies: Sequence[Accuracy], options: Options) -> list[Scale]:
+def _chosen_scales(accuracies: Sequence[Accuracy], stored: Stored, options: Options) -> list[Scale]:
     """The scales that are asked for; by default those of the nearest source that is there."""
     if options.accuracy:
         wanted = options.accuracy.replace("-", "").lower()
-        found = sorted({a.scale for a in accuracies if a.scale.metric.replace("-", "").lower() == wanted})
-        if not found and accuracies:
-            known = sorted({a.scale.metric for a in accuracies})
+        every = {a.scale for a in accuracies}
+        if options.with_published:
+            every |= {p.scale for p in stored.published}
+        found = sorted(s for s in every if s.metric.replace("-", "").lower() == wanted)
+        if not found and every:
+            known = sorted({s.metric for s in every})
             raise BblabError(f"no accuracy {options.accuracy!r} is stored", hint=near(options.accuracy, known))
     else:
         found = []
@@ -135,8 +138,8 @@ def _chosen_scales(accuracies: Sequence[Accuracy], options: Options) -> list[Sca
             found = sorted({a.scale for a in accuracies if a.kind == kind})
             if found:
                 break
-    others = [k for k in ("own", "recorded") if any(a.kind == k and a.scale in found for a in accuracies)]
-    if options.with_published or not others:
+    has_own = any(a.kind != "published" and a.scale in found for a in accuracies)
+    if options.with_published or not has_own:
         return found
     return [s for s in found if any(a.scale == s and a.kind != "published" for a in accuracies)]
 
@@ -582,7 +585,11 @@ def _unique_names(costs: Sequence[Cost]) -> dict[str, str]:
 
 
 def _sources(
-    charts: Sequence[ParetoChart], accuracies: Sequence[Accuracy], stored: Stored, options: Options
+    charts: Sequence[ParetoChart],
+    accuracies: Sequence[Accuracy],
+    stored: Stored,
+    scales: Sequence[Scale],
+    options: Options,
 ) -> dict[str, str]:
     """Footnote marks of every source of a published number in the tables."""
     keys = {m.key for c in charts if c.is_main for m in c.marks}
@@ -591,9 +598,10 @@ def _sources(
         if a.kind == "published" and any(f"{a.spec_id} {form} {a.kind} {a.protocol}" in keys for form in _FORMS):
             texts.append(_citation(a.rows[-1]))
     if options.with_published:
-        scales = {c.scale for c in charts if c.is_main}
-        shown = [p for p in stored.published if not scales or p.scale.title in scales]
-        texts += [t for p in shown for t in (p.source, p.cost_source if p.params or p.macs else "") if t]
+        for p in stored.published:
+            if p.scale in scales:
+                costs = p.cost_source if p.params or p.macs else ""
+                texts += [t for t in (p.source, costs, p.speed_source if p.speeds else "") if t]
     return {text: tables.letter(i) for i, text in enumerate(dict.fromkeys(texts))}
 
 
@@ -723,16 +731,17 @@ def _trackers(stored: Stored, scales: Sequence[Scale], sources: Mapping[str, str
     columns = tables.columns_of(
         ("tracker", "tracker", "", "left"), ("score", "metric", "", "left"), ("value", "value", "", "right"),
         ("params", "params", "M, whole tracker", "right"), ("MACs", "macs", "M, whole tracker", "right"),
-        ("speed, its device and source", "speeds", "", "left"), ("", "source", "", "left"),
+        ("speed and its device", "speeds", "", "left"), ("", "source", "", "left"),
     )  # fmt: skip
-    shown = [p for p in stored.published if not scales or p.scale in scales] or list(stored.published)
+    shown = [p for p in stored.published if p.scale in scales]
     cells, values = [], []
     for p in shown:
         mark, cost = sources.get(p.source, ""), sources.get(p.cost_source, "")
         params = "–" if p.params is None else tables.marked(tables.significant(p.params / 1e6), cost)
         macs = "–" if p.macs is None else tables.marked(tables.significant(p.macs / 1e6), cost)
         value = tables.marked(f"{p.value:g}", mark)
-        cells.append((p.name, p.scale.title, value, params, macs, p.speeds or "–", ""))
+        speeds = tables.marked(p.speeds, sources.get(p.speed_source, "")) if p.speeds else "–"
+        cells.append((p.name, p.scale.title, value, params, macs, speeds, ""))
         values.append((p.name, p.scale.title, p.value, p.params, p.macs, p.speeds, p.source))
     return Table(columns, tuple(cells), tuple(values))
 
@@ -758,7 +767,14 @@ def _notes(
             notes.append(f"{which}published accuracies are as printed, without an interval")
         if chart.levels:
             notes.append(f"{which}lines are published trackers on their own devices: accuracy only")
-    if scales and all(a.kind == "published" for a in accuracies if a.scale in scales):
+    if options.with_published and not any(p.scale in scales for p in stored.published):
+        known = ", ".join(dict.fromkeys(p.scale.metric for p in stored.published))
+        notes.append(f"published trackers are on other scales: --accuracy with one of {known}")
+    if (
+        scales
+        and any(a.scale in scales for a in accuracies)
+        and all(a.kind == "published" for a in accuracies if a.scale in scales)
+    ):
         notes.append("no accuracy of your own is stored: these are published ones (bblab pretrain, bblab record)")
     return notes
 

@@ -465,7 +465,8 @@ def _published_trackers() -> list[PublishedRow]:
         PublishedRow(
             row.tracker, Scale(row.metric, "", row.split, is_share=False, is_loss=not row.higher_is_better), row.value,
             row.source + (f" ({row.note})" if row.note else ""), row.params, row.macs,
-            "; ".join(f"{s.bound}{s.fps:g} fps, {s.device} ({s.source})" for s in row.speeds), row.cost_source,
+            "; ".join(f"{s.bound}{s.fps:g} fps, {s.device}" for s in row.speeds),
+            "; ".join(dict.fromkeys(s.source for s in row.speeds)), row.cost_source,
         )
         for row in published()
     ]  # fmt: skip

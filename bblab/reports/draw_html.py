@@ -294,7 +294,7 @@ def _pareto_spec(alt: Any, chart: ParetoChart, say: Words, check: bool) -> tuple
     made = (
         alt.layer(*layers)
         .resolve_axis(x="independent")
-        .properties(width="container", height=470, autosize=alt.AutoSizeParams(type="fit", contains="padding"))
+        .properties(width=800, height=470, autosize=alt.AutoSizeParams(type="fit", contains="padding"))
         .configure(font=FONT)
         .configure_axis(labelFontSize=12, titleFontSize=12.5, titleFontWeight="normal", gridColor="#eceef1")
         .configure_view(stroke=None)

@@ -294,7 +294,9 @@ function explore(data) {
     at("advice").append(make("span", chart.advice.text + " "));
     if (chart.advice.command) at("advice").append(make("code", chart.advice.command));
     tip.style.display = "none";
-    const made = await vegaEmbed("#chart", chart.spec, {
+    // A width that is known at once: labels are laid out before a container has been measured.
+    const spec = { ...chart.spec, width: Math.max(360, at("chart").clientWidth) };
+    const made = await vegaEmbed("#chart", spec, {
       actions: { export: true, source: false, compiled: false, editor: false }, renderer: "svg", tooltip,
       patch: labelled, downloadFileName: chart.key,
     });
@@ -312,6 +314,12 @@ function explore(data) {
       if (m) open(m);
     });
   }
+  let waiting = 0;
+  let width = innerWidth;
+  addEventListener("resize", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => innerWidth !== width && ((width = innerWidth), show()), 200);
+  });
   return show();
 }
 

@@ -149,7 +149,8 @@ class PublishedRow:
     source: str
     params: float | None = None  # of the whole tracker, as is `macs`
     macs: float | None = None
-    speeds: str = ""  # each with its device and source
+    speeds: str = ""  # each with its device
+    speed_source: str = ""
     cost_source: str = ""
 
 
