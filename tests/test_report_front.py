@@ -144,6 +144,12 @@ def test_a_missing_interval_draws_the_value_itself() -> None:
     assert float(spread.std()) == pytest.approx(0.1 / 1.96, rel=0.03)
 
 
+def test_draws_keep_both_ends_of_a_lopsided_interval() -> None:
+    near_one = front.normal_draws(0.989, 0.972, 0.996, 20_000, seed=0)
+    low, high = np.quantile(near_one, (0.025, 0.975))
+    assert low == pytest.approx(0.972, abs=1e-3) and high == pytest.approx(0.996, abs=1e-3)
+
+
 def test_an_interval_always_holds_its_value() -> None:
     found = front.interval_of(10.0, np.linspace(1, 2, 100))
     assert found is not None
