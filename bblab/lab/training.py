@@ -6,9 +6,9 @@ ended, also by the next command after a crash.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from bblab.pretraining.estimate import Estimate
 
 KIND = "pretrain"
-INGESTED = "ingested.json"
 ELSEWHERE = "elsewhere.txt"
 DIGITS = "digits"
 Tell = Callable[[Mapping[str, Any]], None]
@@ -441,9 +440,11 @@ def estimate(lab: Lab, made: Plan, *, budget_s: float | None = None) -> tuple[Es
 
 def sweep(lab: Lab) -> list[int]:
     """Store the runs that ended without a command to see it (a crash, a power cut); the rows' ids."""
-    stored = []
+    stored: list[int] = []
+    known = {(name, lines) for _, name, lines in _rows(lab)}
     for folder in folders(lab):
-        if record.is_running(folder) or _stored_as(folder) is not None or not (folder / record.RECORD).exists():
+        lines = record.read(folder)
+        if record.is_running(folder) or not lines or (_identity(lines), len(lines)) in known:
             continue
         with suppress(BblabError):
             found = ingest(lab, folder)
@@ -460,13 +461,18 @@ def sweep(lab: Lab) -> list[int]:
     return stored
 
 
-def _stored_as(folder: Path) -> int | None:
-    """The row that holds the record as it is now; None where there is none."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        value = json.loads((folder / INGESTED).read_text(encoding="utf-8"))
-        if value["lines"] == len(record.read(folder)):
-            return int(value["run_id"])
-    return None
+def _identity(lines: Sequence[Mapping[str, Any]]) -> str:
+    """What a record is known by, wherever its folder lies: its first line."""
+    return hashlib.sha256(json.dumps(lines[0], sort_keys=True).encode()).hexdigest()[:16] if lines else ""
+
+
+def _rows(lab: Lab) -> list[tuple[int, str, int]]:
+    """(row, record, its number of lines) of the stored runs, newest first."""
+    if not lab.store_path.exists():
+        return []
+    with lab.notebook(read_only=True) as store:
+        rows = store.runs(kind=KIND)
+    return [(r.id, r.result.get("record", ""), r.result.get("record_lines", 0)) for r in rows]
 
 
 def ingest(lab: Lab, folder: Path) -> Pretrained:
@@ -484,11 +490,10 @@ def ingest(lab: Lab, folder: Path) -> Pretrained:
         draw(made, history, folder)
     except (BblabError, OSError) as error:
         notices.append(f"no curves: {error}")
-    run_id = _stored_as(folder)
+    name = _identity(history.lines)
+    before = [(row, lines) for row, known, lines in _rows(lab) if known == name and name]
+    run_id = next((row for row, lines in before if lines == len(history.lines)), None)
     if run_id is None:
-        before = None
-        with suppress(OSError, ValueError, KeyError):
-            before = json.loads((folder / INGESTED).read_text(encoding="utf-8"))["run_id"]
         with lab.notebook() as store:
             run_id = store.add(
                 KIND,
@@ -500,15 +505,13 @@ def ingest(lab: Lab, folder: Path) -> Pretrained:
                     **summary(made, history, status, found.message),
                     "folder": str(folder),
                     "folder_name": folder.name,
-                    "goes_on_from_run": before,
+                    "goes_on_from_run": before[0][0] if before else None,
+                    "record": name,
+                    "record_lines": len(history.lines),
                 },
                 samples=series(history),
                 spec_text=made.extra.get("spec_text", ""),
             )
-        partial = folder / f".{INGESTED}.{os.getpid()}.partial"
-        with suppress(OSError):
-            partial.write_text(json.dumps({"run_id": run_id, "lines": len(history.lines)}), encoding="utf-8")
-            partial.replace(folder / INGESTED)
     return replace(found, run_id=run_id, notices=tuple(notices))
 
 

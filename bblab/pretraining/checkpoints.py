@@ -130,7 +130,7 @@ def check_room(folder: Path, parameters: int, *, keep: int, has_ema: bool, momen
     """Raises BblabError where the disk has no room for the checkpoints that a run keeps at a time."""
     one = 4 * parameters * (1 + moments + has_ema)
     needed = one * (keep + 2) + 4 * parameters
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in listed(folder))  # those make room
     if free < needed:
         raise BblabError(
             f"{folder} has {free / 1e6:.0f} MB free; this run needs {needed / 1e6:.0f} MB for its checkpoints",

@@ -53,6 +53,9 @@ def draw(plan: Plan, history: History, folder: Path) -> Path | None:
     figure.suptitle(f"{plan.name}: {plan.recipe.name}, lr {plan.scaling.arithmetic}, seed {plan.settings.seed}")
     path = folder / CURVES
     partial = folder / f".{CURVES}.{os.getpid()}.partial"
-    figure.savefig(partial, format="png", dpi=110)
-    partial.replace(path)
+    try:
+        figure.savefig(partial, format="png", dpi=110)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path
