@@ -100,14 +100,23 @@ notebook_report = NOTEBOOK_REPORTS
 
 def find(name: str, rooms: Rooms) -> Report:
     """The report of this name, from the built-in room or the lab's. Raises BblabError listing the near ones."""
-    load_all(rooms)
+    _load(name, rooms)
     return REPORTS[name]
 
 
 def find_for_notebook(name: str, rooms: Rooms) -> NotebookReport:
     """The report that `bblab report NAME` makes of what is stored. Raises BblabError listing the near ones."""
-    load_all(rooms)
+    _load(name, rooms)
     return NOTEBOOK_REPORTS[name]
+
+
+def _load(name: str, rooms: Rooms) -> None:
+    """Import the built-in file of that name alone where it will do: the others draw with libraries of their own."""
+    files = {(origin, p.stem) for origin, folder in rooms.folders("reports") for p in folder.glob("*.py")}
+    if ("built-in", name) in files and all(origin == "built-in" for origin, _ in files):
+        importlib.import_module(f"bblab.reports.{name}")
+    if name not in REPORTS and name not in NOTEBOOK_REPORTS:
+        load_all(rooms)
 
 
 def load_all(rooms: Rooms) -> list[str]:
