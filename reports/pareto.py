@@ -335,7 +335,7 @@ def _counted_places(axis: str, profiles: Mapping[str, ProfileRow], say: Words) -
         shown = size or "any size"
         caption = say("caption_count", size=shown)
         facets = (("input", size),) if size else ()
-        title = say(axis) + (f", {size}" if size else "")
+        title = shown
         made.append(Place(Axis(axis, say(axis), unit, factor, True), axis, title, facets, tuple(costs), caption))
     return made
 
@@ -428,7 +428,9 @@ def _chart(
     caption = say(
         "pareto_caption", scale=scale.title, x=place.axis.title, count=len({m.spec_id for m in made}), place=place.title
     )
-    caption += place.caption + say("caption_front", draws=draws)
+    caption += place.caption
+    if any(m.x_low is not None or m.y_low is not None for m in made):
+        caption += say("caption_front", draws=draws)
     if ties:
         caption += say("caption_ties", ties="; ".join(f"{a} = {b}" for a, b in ties[:6]) + ("; …" * (len(ties) > 6)))
     if len(kept) < len(made):
@@ -655,7 +657,9 @@ def _table(charts: Sequence[ParetoChart], sources: Mapping[str, str]) -> Table:
                     str(number), m.name, m.form, accuracy, "", "",
                     tables.with_interval(m.x, m.x_low, m.x_high, chart.x.factor), "", "",
                     "–" if m.params is None else tables.significant(m.params / 1e6),
-                    "–" if m.form != "deploy" and not m.is_on_front else f"{m.probability:.2f}",
+                    "–"
+                    if (m.form != "deploy" and not m.is_on_front) or not chart.has_intervals
+                    else f"{m.probability:.2f}",
                     {"●": "front", "=": "level with it", "✗": ""}[place], m.kind, "", "", "", "", "",
                 )
             )  # fmt: skip
@@ -672,7 +676,9 @@ def _table(charts: Sequence[ParetoChart], sources: Mapping[str, str]) -> Table:
     if one_scale is not None:
         columns[3] = with_(columns[3], unit=f"{one_scale.unit}, 95 %".strip(", "))
     if one_cost is not None:
-        columns[6] = with_(columns[6], title=one_cost.key, unit=f"{one_cost.unit}, 95 %")
+        columns[6] = with_(
+            columns[6], title="MACs" if one_cost.key == "macs" else one_cost.key, unit=f"{one_cost.unit}, 95 %"
+        )
         if one_cost.key != "latency":
             columns[6] = with_(columns[6], unit=one_cost.unit)
     return Table(tuple(columns), tuple(cells), tuple(values))

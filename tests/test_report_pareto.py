@@ -368,6 +368,8 @@ def test_every_source_of_a_published_number_is_a_footnote(filled: Any) -> None:
     assert page.sources == (("a", "apple/ml-mobileone README"),)
     assert page.table.cells[0][3] == "71.4 [a]"
     assert any("no accuracy of your own" in n for n in page.notes)
+    assert not main_charts(page)[0].has_intervals  # and so no probability is claimed
+    assert page.table.cells[0][10] == "–"
 
 
 def test_an_edited_net_has_no_published_accuracy(filled: Any) -> None:

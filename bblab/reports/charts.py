@@ -100,6 +100,11 @@ class ParetoChart:
     left_out: int = 0  # points thinned away
     is_loss: bool = False  # less is better
 
+    @property
+    def has_intervals(self) -> bool:
+        """Whether anything is known of any point's spread: without, a probability would be a pretence."""
+        return any(m.x_low is not None or m.y_low is not None for m in self.marks)
+
 
 @dataclass(frozen=True, slots=True)
 class Curve:

@@ -141,7 +141,7 @@ def _chart_data(chart: ParetoChart, say: Words) -> dict[str, Any]:
     spec, right = pareto_spec(chart, say)
     advice = chart.advice
     if advice is None:
-        told = {"text": say("settled_front"), "command": ""}
+        told = {"text": say("settled_front" if chart.has_intervals else "no_intervals"), "command": ""}
     else:
         what = say("next_x" if advice.what == "x" else "next_y")
         text = say("next", name=advice.name, what=what, settled=f"{advice.settled:.2f}", open=f"{advice.open:.2f}")
@@ -163,7 +163,8 @@ def _chart_data(chart: ParetoChart, say: Words) -> dict[str, Any]:
             {
                 "key": m.key, "spec_id": m.spec_id, "name": m.name, "form": m.form, "family": m.family, "x": m.x,
                 "x_low": m.x_low, "x_high": m.x_high, "y": m.y, "y_low": m.y_low, "y_high": m.y_high, "kind": m.kind,
-                "protocol": m.protocol, "probability": m.probability, "params": m.params, "is_level": m.is_level,
+                "protocol": m.protocol, "probability": m.probability if chart.has_intervals else None,
+                "params": m.params, "is_level": m.is_level,
                 "is_reference": m.is_reference, "provenance": m.provenance,
                 "is_advised": bool(advice and advice.name == m.name and m.form == "deploy"),
             }
@@ -248,6 +249,8 @@ def _pareto_spec(alt: Any, chart: ParetoChart, say: Words, check: bool) -> tuple
         .mark_line(interpolate="step-after", color="#1b1f24", strokeWidth=1.5)
         .encode(x=x, y=y, order="order:Q", strokeDash=alt.StrokeDash("protocol:N", legend=None))
     )
+    if not chart.has_intervals:
+        base = base.transform_calculate(probability="0.6")  # one colour for all
     few = 1.0 if len(chart.marks) <= 200 else 0.35
     ramp = alt.Scale(domain=[0, 0.333, 0.667, 1], range=list(draw_print.RAMP))
     colour = alt.Color("probability:Q", scale=ramp, legend=None)

@@ -248,7 +248,7 @@ def _log_ticks(axis: Any, low: float, high: float) -> None:
         ticks = ticks[::2]
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_minor_locator(FixedLocator(log_ticks(tuple(map(float, range(1, 10))), low, high)))
-    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.4g}"))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.6g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -344,7 +344,7 @@ def _points(axes: Any, chart: ParetoChart, area: Callable[[Mark], float]) -> Non
         groups.setdefault((layer, m.kind, m.form == "deploy"), []).append(m)
     is_crowd = len(chart.marks) > 200
     for (layer, kind, is_deploy), members in sorted(groups.items()):
-        colours = [ramp(m.probability) if is_deploy else "#8b949e" for m in members]
+        colours = [ramp(m.probability if chart.has_intervals else 0.6) if is_deploy else "#8b949e" for m in members]
         bars, bar_colours = [], []
         for m, colour in zip(members, colours, strict=True):
             if m.x_low is not None and m.x_high is not None:
@@ -477,7 +477,7 @@ def _key(
     )  # fmt: skip
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     bottom = legend.get_window_extent(renderer).y0 / figure.bbox.height
-    if any(0 < m.probability < 1 for m in chart.marks) or len({m.probability for m in chart.marks}) > 1:
+    if chart.has_intervals:
         height = 0.2
         base = max(0.12, min(bottom - 0.09 - height, 0.42))
         bar_axes = figure.add_axes((0.767, base, 0.017, height))

@@ -169,7 +169,7 @@ function explore(data) {
     if (marks.some((m) => m.is_level))
       add(symbol(shapes.own, "#a6c3df", "#1b1f24", { "stroke-dasharray": "2 1.5" }), words.level);
     if (marks.some((m) => m.is_advised)) add(symbol(shapes.own, "none", "#b8430a"), words.measure_next);
-    add(make("span", "", "ramp"), `${words.probability_short} 0 … 1`);
+    if (marks.some((m) => m.probability !== null)) add(make("span", "", "ramp"), `${words.probability_short} 0 … 1`);
     add(make("span"), words.area_word);
   }
 
@@ -215,6 +215,7 @@ function explore(data) {
     at("count").className = every.length ? "caption" : "caption warn";
   }
 
+  const original = (m) => state.chart.marks.find((n) => n.key === m.key);
   const tip = at("tip");
   function tooltip(_, event, item, value) {
     const m = item?.datum?.key ? item.datum : item?.datum?.datum;
@@ -228,7 +229,8 @@ function explore(data) {
       pairs([
         [x.title, interval(m.x, m.x_low, m.x_high, 1, x.unit)],
         [y.title, interval(m.y, m.y_low, m.y_high, 1, y.unit)],
-        [words.probability, m.form === "deploy" ? digits(m.probability, 2) : words.unfused],
+        ...(m.form !== "deploy" ? [[words.probability, words.unfused]] : original(m).probability === null ? [] :
+          [[words.probability, m.probability.toFixed(2)]]),
         ...(m.params ? [[words.params, digits(m.params / 1e6) + " M"]] : []),
         [words.family, m.family],
         ...m.provenance,
