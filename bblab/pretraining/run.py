@@ -23,7 +23,7 @@ from typing import Any
 
 from bblab.errors import BblabError, RunError
 from bblab.pretraining import checkpoints, record
-from bblab.pretraining.config import CLASSES, Plan, build
+from bblab.pretraining.config import BAD_IMAGES, CLASSES, Plan, build
 
 EXIT = {record.DONE: 0, record.GATED: 0, record.STOPPED: 3, record.BAD_LOSS: 1, record.FAILED: 1}
 CONFIG = "config.py"
@@ -96,6 +96,11 @@ def _explained(error: BaseException) -> tuple[str, dict[str, Any]]:
     if isinstance(error, KeyboardInterrupt):
         return record.STOPPED, {"message": "stopped at once", "hint": "go on with --resume"}
     said = f"{type(error).__name__}: {error}"
+    if "Cannot find valid image" in said:  # mmpretrain's dataset, after a thousand tries
+        return record.FAILED, {
+            "message": f"a thousand images in a row could not be read: they are listed in {BAD_IMAGES}",
+            "hint": "is the disk there? bblab data check finds them all; then go on with --resume",
+        }
     return record.FAILED, {"message": said[:500], "trace": traceback.format_exc()[-4000:]}
 
 
