@@ -122,17 +122,25 @@ def test_a_run_without_weights_is_refused_and_those_with_are_named(bblab, padded
 def test_provenance_of_a_training_run_travels(bblab, padded: Path, tmp_path: Path, lab: Path):
     from bblab.lab import Lab
 
-    weights = weights_of(lab / "weights.safetensors", padded)
+    folder = lab / "runs" / "quick"
+    folder.mkdir(parents=True)
+    weights = weights_of(folder / "weights.safetensors", padded)
     opened = Lab(lab)
     spec = opened.spec(str(padded))
     with opened.notebook() as store:
         run = store.add(
-            "training",
+            "pretrain",
             spec_id=spec.spec_id,
             name="padded",
             code_version="",
-            inputs={},
-            result={"weights": str(weights), "accuracy_top1": 0.715, "recipe": "quick", "data": "imagenette"},
+            inputs={"recipe": {"name": "quick"}, "data": {"root": "/data/imagenette", "hash": "ab12"}},
+            result={
+                "weights": {"file": weights.name},
+                "folder": str(tmp_path / "where the lab was" / "quick"),  # moved since
+                "folder_name": folder.name,
+                "top1_percent": 71.5,
+                "epochs_trained": 16,
+            },
         )
     ran = bblab("export", padded, "--for", "nanotrack", "--run", run, "--out", tmp_path / "out", "--json", "-")
     assert ran.code == 0
@@ -140,7 +148,12 @@ def test_provenance_of_a_training_run_travels(bblab, padded: Path, tmp_path: Pat
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     for where in (told, manifest):
         got = where["provenance"]
-        assert (got["run"], got["accuracy_top1"], got["recipe"], got["data"]) == (run, 0.715, "quick", "imagenette")
+        assert (got["run"], got["accuracy_top1"], got["recipe"], got["data"]) == (
+            run,
+            0.715,
+            "quick, 16 epochs",
+            "imagenette",
+        )
     assert "run 1 of the lab's notebook" in (tmp_path / "out" / "README.md").read_text()
     with opened.notebook(read_only=True) as store:
         row = store.get(told["run_id"])

@@ -435,10 +435,10 @@ def provenance_lines(provenance: Mapping[str, Any]) -> list[str]:
     lines = [f"weights: {provenance['source']}"]
     words = {
         "run": "run {} of the lab's notebook",
-        "accuracy_top1": "top-1 {}",
+        "accuracy_top1": "top-1 {:.2%}",
         "recipe": "recipe {}",
         "data": "data {}",
-        "imported_from": "imported from {}",
+        "imported_from": "from: {}",
         "written_for_spec": "written for spec {}",
         "sha256": "sha256 {}",
     }

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from bblab.export.fitting import Change
     from bblab.export.folder import Export
     from bblab.lab import Lab
+    from bblab.store import Run
 
 RUNTIMES = {"onnx": ("ort",), "ncnn": ("ncnn",), "torchscript": ("torch",)}
 """The formats for the device, and whose stored latencies belong to each."""
-WITH_WEIGHTS = {"training": "weights", "import": "path"}
+WITH_WEIGHTS = ("pretrain", "import")
 """Kinds of rows that have weights, and where in their result the file's path stands."""
 
 
@@ -239,28 +240,47 @@ def _of_run(lab: Lab, run_id: int) -> tuple[Path, dict[str, Any]]:
     with lab.notebook(read_only=True) as store:
         row = store.get(run_id)
         near = [r for kind in WITH_WEIGHTS for r in store.runs(kind=kind, limit=5)]
-    where = row.result.get(WITH_WEIGHTS.get(row.kind, ""))
-    if not isinstance(where, str) or not where:
+    places = _weight_files(lab, row)
+    if not places:
         have = ", ".join(f"{r.id} ({r.kind} of {r.name})" for r in near[:6])
         what = f"run {run_id} is a {row.kind} of {row.name}: it has no weights"
         raise BblabError(
             what if row.kind not in WITH_WEIGHTS else f"run {run_id} ({row.kind} of {row.name}) stored no weights",
             hint=f"runs with weights: {have}" if have else "train it (bblab pretrain) or bring weights (bblab import)",
         )
-    path = Path(where).expanduser()
-    path = path if path.is_absolute() else lab.folder / path
-    if not path.is_file():
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
         raise BblabError(
-            f"run {run_id}: its weights {path} are gone", hint="give the file's new place with --weights FILE"
+            f"run {run_id}: its weights {places[0]} are gone", hint="give the file's new place with --weights FILE"
         )
     told = {"run": row.id, "run_kind": row.kind, "run_spec_id": row.spec_id, "run_created_utc": row.created_utc}
-    for key in ("accuracy_top1", "recipe", "data", "mean", "std"):
-        value = row.result.get(key, row.inputs.get(key))
-        if value is not None:
-            told[key] = value
+    if row.kind == "pretrain":
+        recipe, data, top1 = (
+            row.inputs.get("recipe") or {},
+            row.inputs.get("data") or {},
+            row.result.get("top1_percent"),
+        )
+        told |= {
+            "accuracy_top1": None if top1 is None else top1 / 100,
+            "recipe": f"{recipe.get('name')}, {row.result.get('epochs_trained')} epochs",
+            "data": Path(str(data.get("root") or "")).name,
+            "data_hash": data.get("hash"),
+        }
     if row.kind == "import":
         told["imported_from"] = row.inputs.get("source")
     return path, told
+
+
+def _weight_files(lab: Lab, row: Run) -> list[Path]:
+    """Where the weights of a run may lie: where they were written, and in the lab where it is now."""
+    result = row.result
+    if row.kind == "import" and result.get("path"):
+        path = Path(str(result["path"])).expanduser()
+        return [path if path.is_absolute() else lab.folder / path]
+    file = (result.get("weights") or {}).get("file") if row.kind == "pretrain" else None
+    if not file:
+        return []
+    return [Path(str(result["folder"])) / file, lab.folder / "runs" / str(result.get("folder_name")) / file]
 
 
 def _no_weights(lab: Lab, spec: ArchSpec) -> str:
