@@ -194,8 +194,7 @@ def checked_error(label: str, runtime: str, truth: list[Any], got: Any, limit: f
         if not math.isfinite(error) or error > limit:
             raise CannotConvert(
                 label,
-                f"{label}: output {place} in {runtime} is off torch's by {error:.2g} of its maximum, "
-                f"over {limit:g}",
+                f"{label}: output {place} in {runtime} is off torch's by {error:.2g} of its maximum, over {limit:g}",
                 hint="its latency would be another net's; look for an operation that the conversion changes",
             )
         worst = max(worst, error)
