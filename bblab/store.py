@@ -365,6 +365,7 @@ class Store:
             try:
                 self._known_version(db)
                 self._use_wal(db)
+                self._keep_a_copy(db)
                 self._migrate(db)
             except BaseException:
                 db.close()
@@ -449,6 +450,24 @@ class Store:
                     db.execute(statement)
             if version < len(MIGRATIONS):
                 db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    def _keep_a_copy(self, db: sqlite3.Connection) -> None:
+        """Before an older notebook is brought to this version: a copy beside it, made once, by rename."""
+        version = self._known_version(db)
+        if not 0 < version < len(MIGRATIONS):
+            return
+        kept = _beside(self.path, f".version-{version}")
+        if kept.exists():
+            return
+        partial = _beside(kept, f".{os.getpid()}.partial")
+        try:
+            with closing(sqlite3.connect(partial)) as copy:
+                db.backup(copy)
+                is_older = _pragma(copy, "user_version") == version  # another process may have been faster
+            if is_older:
+                partial.replace(kept)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def _known_version(self, db: sqlite3.Connection) -> int:
         """The file's version, 0 for an empty file. Raises RunError for a foreign file or one of a newer bblab."""

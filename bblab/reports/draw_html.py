@@ -353,7 +353,7 @@ def line_spec(chart: LineChart, say: Words) -> dict[str, Any]:
         x = alt.X(x_field, title=chart.x.label, sort=list(chart.x_names), axis=alt.Axis(labelAngle=0))
     else:
         x = alt.X(x_field, title=chart.x.label)
-    y_scale = alt.Scale(type="log" if chart.y.is_log else "linear", zero=False)
+    y_scale = alt.Scale(type="log") if chart.y.is_log else alt.Scale(zero=False)
     y = alt.Y("y:Q", title=chart.y.label, scale=y_scale)
     colour = alt.Color("curve:N", scale=alt.Scale(domain=names, range=shades), legend=alt.Legend(title=None))
     tip = [alt.Tooltip("curve:N"), alt.Tooltip(x_field, title=chart.x.title),
@@ -368,7 +368,13 @@ def line_spec(chart: LineChart, say: Words) -> dict[str, Any]:
     layers.append(base.mark_circle(size=60 if dots else 26, opacity=1).encode(tooltip=tip))
     if chart.level is not None:
         level = alt.Chart(alt.InlineData([{"y": chart.level.value * chart.y.factor}]))
-        layers.append(level.mark_rule(strokeDash=[3, 3], color="#5c6670").encode(y="y:Q"))
+        layers.append(level.mark_rule(strokeDash=[3, 3], color="#5c6670").encode(y=alt.Y("y:Q", scale=y_scale)))
+        told = level.mark_text(align="right", dx=-4, dy=-6, color="#5c6670", fontSize=11)
+        layers.append(
+            told.encode(
+                x=alt.value(alt.expr("width")), y=alt.Y("y:Q", scale=y_scale), text=alt.value(chart.level.label)
+            )
+        )
     made = (
         alt.layer(*layers)
         .properties(width="container", height=320)
