@@ -156,20 +156,21 @@ def test_mmpretrains_own_tool_trains_the_dumped_config_to_the_same_bits(room: Pa
 
 
 def test_two_processes_train_as_one_with_twice_the_batch(room: Path) -> None:
-    """Batch norm sees 16 instead of 32 images, and dropout draws apart: the curves agree within a tenth."""
+    """Without norms and dropout, which see 16 instead of 32 images, the curves are the same but for rounding."""
+    plain = ("--set", "a.norm=false", "--set", "b.norm=false", "--set", "head.dropout=0.0", "--lr-scale", "--json", "-")
     recipe = room / "lab" / "pretrain" / "four.yaml"
     recipe.write_text(RECIPE.replace("lr: 0.1", "lr: 1.0").replace("epochs: 4", "epochs: 8"))
-    one = go(room, "--run", str(room / "one"), "--batch-size", "32", "--lr-scale", "--json", "-")
-    two = go(room, "--run", str(room / "two"), "--batch-size", "16", "--gpus", "2", "--lr-scale", "--json", "-")
+    one = go(room, "--run", str(room / "one"), "--batch-size", "32", *plain)
+    two = go(room, "--run", str(room / "two"), "--batch-size", "16", "--gpus", "2", *plain)
     assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
     a, b = json.loads(one.stdout), json.loads(two.stdout)
     assert b["inputs"]["scaling"]["lr"] == a["inputs"]["scaling"]["lr"] == 1.0
     assert b["inputs"]["scaling"]["batch_arithmetic"] == "16 × 2 processes = 32"
     assert [e["images"] for e in a["epochs"]] == [e["images"] for e in b["epochs"]] == [320] * 8
     for x, y in zip(a["epochs"], b["epochs"], strict=True):
-        assert y["train_loss"] == pytest.approx(x["train_loss"], rel=0.1)
+        assert y["train_loss"] == pytest.approx(x["train_loss"], rel=1e-3)
         assert y["lr"] == pytest.approx(x["lr"], rel=1e-9)
-    assert a["epochs"][-1]["train_loss"] < 0.8 * a["epochs"][0]["train_loss"]
+    assert a["epochs"][-1]["train_loss"] < a["epochs"][0]["train_loss"]
 
 
 def test_a_gate_ends_the_run_and_counts_the_time_saved(room: Path, lab: Path) -> None:
