@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +114,12 @@ def _matplotlib() -> Any:
 def _cjk_font() -> str | None:
     from matplotlib import font_manager
 
-    there = {f.name for f in font_manager.fontManager.ttflist}
+    manager = font_manager.fontManager
+    if not {f.name for f in manager.ttflist} & set(CJK):  # matplotlib remembers the fonts of its first start
+        for path in set(font_manager.findSystemFonts()) - {f.fname for f in manager.ttflist}:
+            with suppress(Exception):  # a font that cannot be read is no font
+                manager.addfont(path)
+    there = {f.name for f in manager.ttflist}
     return next((name for name in CJK if name in there), None)
 
 
