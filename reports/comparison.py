@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bblab.errors import BblabError
-from bblab.reports import Cell, Column, Options, Page, Table, notebook_report, report, tables
-from bblab.reports.stored import Setting, Stored, TimingRow
+from bblab.reports import Cell, Column, Options, Page, Table, notebook_report, report
+from bblab.reports.kit import tables
+from bblab.reports.kit.stored import Setting, Stored, TimingRow
 
 COLUMNS = (
     Column("spec", "name", align="left"),

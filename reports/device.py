@@ -9,11 +9,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from bblab.errors import BblabError
-from bblab.reports import Options, Page, Table, notebook_report, tables
-from bblab.reports.charts import Axis, Chart, Curve, LineChart
+from bblab.reports import Options, Page, Table, notebook_report
+from bblab.reports.kit import tables
+from bblab.reports.kit.charts import Axis, Chart, Curve, LineChart
+from bblab.reports.kit.stored import Setting, Stored, TimingRow
+from bblab.reports.kit.words import Words
 from bblab.reports.pareto import conditions_words
-from bblab.reports.stored import Setting, Stored, TimingRow
-from bblab.reports.words import Words
 
 MOST_NETS = 12
 

@@ -16,10 +16,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bblab.errors import BblabError, near
-from bblab.reports import Cell, Options, Page, Table, front, notebook_report, tables
-from bblab.reports.charts import Advice, Axis, Front, Level, Mark, ParetoChart
-from bblab.reports.stored import AccuracyRow, ProfileRow, Scale, Setting, SourceKind, Stored, TimingRow
-from bblab.reports.words import Words
+from bblab.reports import Cell, Options, Page, Table, notebook_report
+from bblab.reports.kit import front, tables
+from bblab.reports.kit.charts import Advice, Axis, Front, Level, Mark, ParetoChart
+from bblab.reports.kit.stored import AccuracyRow, ProfileRow, Scale, Setting, SourceKind, Stored, TimingRow
+from bblab.reports.kit.words import Words
 
 if TYPE_CHECKING:
     import numpy as np

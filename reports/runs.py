@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from bblab.errors import BblabError
-from bblab.reports import Options, Page, Table, notebook_report, tables
-from bblab.reports.charts import Axis, Chart, Curve, LineChart
-from bblab.reports.stored import Stored, TrainingRow
-from bblab.reports.words import Words
+from bblab.reports import Options, Page, Table, notebook_report
+from bblab.reports.kit import tables
+from bblab.reports.kit.charts import Axis, Chart, Curve, LineChart
+from bblab.reports.kit.stored import Stored, TrainingRow
+from bblab.reports.kit.words import Words
 
 MOST_BOLD = 6
 SHOWN = (("loss", Axis("loss", "", is_log=True)), ("accuracy_top1", Axis("accuracy_top1", "", "%", 100.0)))

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bblab.errors import BblabError
-from bblab.reports import Options, Page, Table, notebook_report, tables
-from bblab.reports.charts import Axis, Bars, Box, Chart, Curve, Diagram, Heat, Level, LineChart
-from bblab.reports.stored import FieldRow, OperatorsRow, ProfileRow, Stored
-from bblab.reports.words import Words
+from bblab.reports import Options, Page, Table, notebook_report
+from bblab.reports.kit import tables
+from bblab.reports.kit.charts import Axis, Bars, Box, Chart, Curve, Diagram, Heat, Level, LineChart
+from bblab.reports.kit.stored import FieldRow, OperatorsRow, ProfileRow, Stored
+from bblab.reports.kit.words import Words
 
 COSTS = (("params", "parameters"), ("macs", "MACs"), ("activations", "activations"),
          ("elementwise_ops", "elementwise"), ("memory_traffic_bytes", "memory traffic"))  # fmt: skip

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from bblab.reports import front
-from bblab.reports.front import Interval
+from bblab.reports.kit import front
+from bblab.reports.kit.front import Interval
 
 NAN = math.nan
 

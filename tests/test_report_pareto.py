@@ -17,8 +17,9 @@ import pytest
 from bblab import reports
 from bblab.errors import BblabError
 from bblab.lab import Lab, reporting
-from bblab.reports import Options, Page, placement, tables
-from bblab.reports.charts import ParetoChart
+from bblab.reports import Options, Page
+from bblab.reports.kit import placement, tables
+from bblab.reports.kit.charts import ParetoChart
 from bblab.rooms import Rooms
 from bblab.store import MIGRATIONS, NewRun, Store
 
@@ -481,7 +482,8 @@ def test_a_lab_adds_its_own_report(bblab: Any, filled: Any, lab: Path) -> None:
     filled(FOUR)
     (lab / "reports").mkdir()
     (lab / "reports" / "count.py").write_text(
-        "from bblab.reports import Page, Table, notebook_report, tables\n"
+        "from bblab.reports import Page, Table, notebook_report\n"
+        "from bblab.reports.kit import tables\n"
         "@notebook_report('count')\n"
         "def count(stored, options):\n"
         "    columns = tables.columns_of(('timings', 'timings', '', 'right'))\n"
@@ -524,7 +526,7 @@ def test_of_a_crowd_the_front_and_what_may_be_on_it_stay() -> None:
 
 @pytest.mark.slow
 def test_a_thousand_candidates_make_a_page_below_three_megabytes(filled: Any) -> None:
-    from bblab.reports import draw_html
+    from bblab.reports.kit import draw_html
 
     page = page_of(filled(crowd(1_000)))
     assert len(draw_html.page(page).encode()) < 3e6
@@ -533,7 +535,7 @@ def test_a_thousand_candidates_make_a_page_below_three_megabytes(filled: Any) ->
 
 @pytest.mark.slow
 def test_ten_thousand_candidates_are_thinned_with_a_note(filled: Any) -> None:
-    from bblab.reports import draw_html
+    from bblab.reports.kit import draw_html
 
     page = page_of(filled(crowd(10_000)))
     (chart,) = main_charts(page)
@@ -584,7 +586,7 @@ class Opened:
 
 
 def written(lab: Lab, folder: Path, **options: Any) -> Path:
-    from bblab.reports import draw_html
+    from bblab.reports.kit import draw_html
 
     path = folder / "page.html"
     path.write_text(draw_html.page(page_of(lab, **options), options.get("lang", "en")), encoding="utf-8")

@@ -90,7 +90,7 @@ def _print(page: Any) -> None:
     from dataclasses import replace
 
     from bblab.cli import tables
-    from bblab.reports.charts import ParetoChart
+    from bblab.reports.kit.charts import ParetoChart
 
     out = common.console()
     main = [c for c in page.charts if isinstance(c, ParetoChart) and c.is_main]
@@ -130,7 +130,7 @@ def _print(page: Any) -> None:
 
 def _next(page: Any) -> str:
     """What would change the front most; else a closer look at its best."""
-    from bblab.reports.charts import ParetoChart
+    from bblab.reports.kit.charts import ParetoChart
 
     main = [c for c in page.charts if isinstance(c, ParetoChart) and c.is_main]
     for chart in main:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bblab.errors import BblabError, RunError, near
-from bblab.reports.stored import (
+from bblab.reports.kit.stored import (
     AccuracyRow,
     FieldRow,
     OperatorsRow,
@@ -597,7 +597,7 @@ def write_all(
 
     Each file is written beside its place and renamed. Raises RunError where one cannot be.
     """
-    from bblab.reports import draw_html, draw_print, tables
+    from bblab.reports.kit import draw_html, draw_print, tables
 
     stem = page.title
     files: dict[str, bytes] = {}
@@ -619,7 +619,7 @@ def write_all(
 
 
 def _markdown(page: Page, stem: str, figures: Sequence[str]) -> str:
-    from bblab.reports import tables
+    from bblab.reports.kit import tables
 
     parts = [f"# {tables.plain_md(page.heading or page.title)}\n"]
     parts += [f"![{tables.plain_md(name)}]({stem}-{name}.png)\n" for name in figures]
@@ -663,7 +663,7 @@ def report(
 ) -> tuple[Page, list[Path]]:
     """Gather, think and, with `files`, draw. What the user may mistake is checked before anything is read."""
     from bblab import reports
-    from bblab.reports.words import Words
+    from bblab.reports.kit.words import Words
 
     Words(lang)
     made = reports.find_for_notebook(name, lab.rooms)
@@ -676,7 +676,7 @@ def report(
     page = made(stored, options)
     if folder is None:
         return page, []
-    from bblab.reports import draw_print
+    from bblab.reports.kit import draw_print
 
     for_print, print_lang = page, lang
     if not draw_print.can_write(lang):

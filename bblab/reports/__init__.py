@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 from bblab.catalogue import Catalogue
 from bblab.errors import BblabError
-from bblab.reports.charts import Chart
-from bblab.reports.stored import Stored
+from bblab.reports.kit.charts import Chart
+from bblab.reports.kit.stored import Stored
 from bblab.rooms import Rooms, room
 
 # In a checkout the report files lie in the room; in a wheel they lie beside this file.

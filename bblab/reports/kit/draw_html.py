@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from bblab.errors import RunError
-from bblab.reports import Page, Table, draw_print, tables
-from bblab.reports.charts import Axis, Chart, LineChart, ParetoChart
-from bblab.reports.words import Words
+from bblab.reports import Page, Table
+from bblab.reports.kit import draw_print, tables
+from bblab.reports.kit.charts import Axis, Chart, LineChart, ParetoChart
+from bblab.reports.kit.words import Words
 from bblab.rooms import cache_dir
 
 # Vega makes functions of its expressions, hence 'unsafe-eval'; no source may be loaded from anywhere.

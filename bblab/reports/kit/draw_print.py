@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bblab.errors import RunError
-from bblab.reports import Page, placement, tables
-from bblab.reports.charts import Bars, Chart, Diagram, Heat, LineChart, Mark, ParetoChart
-from bblab.reports.words import Words
+from bblab.reports import Page
+from bblab.reports.kit import placement, tables
+from bblab.reports.kit.charts import Bars, Chart, Diagram, Heat, LineChart, Mark, ParetoChart
+from bblab.reports.kit.words import Words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from bblab.reports.stored import SourceKind
+from bblab.reports.kit.stored import SourceKind
 
 
 @dataclass(frozen=True, slots=True)
