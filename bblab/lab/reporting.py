@@ -10,6 +10,7 @@ import fnmatch
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -129,10 +130,12 @@ def training_rows(
 
 
 def _data_name(data: Mapping[str, Any]) -> str:
-    """ImageNet-1k by its numbers; else the folder's name with the first digits of the data's hash."""
+    """ImageNet-1k by its numbers; the digits that come with bblab; else the folder's name and the data's hash."""
     if data.get("num_classes") == 1000 and data.get("val_count") == 50_000:
         return IMAGENET
     name = Path(str(data.get("root") or "data")).name
+    if re.fullmatch(r"digits-\d+px-v\d+", name) and data.get("val_count") == 360:
+        return "digits"
     return f"{name} {str(data.get('hash') or '')[:6]}".strip()
 
 
