@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,9 +30,13 @@ def now() -> str:
 
 
 def append(folder: Path, kind: str, **values: Any) -> None:
-    """One line. A line that a killed process left unfinished is closed first."""
+    """One line. A line that a killed process left unfinished is closed first.
+
+    The first one of a record bears an id: two trainings begin alike in one second, and a folder may be moved.
+    """
     path = folder / RECORD
-    line = json.dumps({"kind": kind, "time_utc": now(), **_finite(values)}, ensure_ascii=False, allow_nan=False)
+    born = {} if path.exists() else {"record_id": uuid.uuid4().hex}
+    line = json.dumps({"kind": kind, "time_utc": now(), **born, **_finite(values)}, ensure_ascii=False, allow_nan=False)
     with path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
