@@ -2,9 +2,11 @@
 
     uv run python benchmarks/cold.py [SPEC...]
 
-bblab: `Analyst.cost`, deploy form, at the spec's own input, with an empty cache folder. The peer: the same spec built
-by bblab (no calibration), fused, and counted by fvcore's FlopCountAnalysis. Both start from a spec and end with
-figures; both run on one thread, in turn, medians of CPU time. Bar: at least twice as fast on the worst spec.
+bblab: `Analyst.cost`, deploy form, at the spec's own input, with an empty cache folder: parameters, MACs, activations
+(and elementwise work, memory, receptive field, which fvcore has not). The peer: the same spec built by bblab (no
+calibration), fused, and counted by fvcore's FlopCountAnalysis, ActivationCountAnalysis and parameter_count. Both start
+from a spec and end with those three figures; both run on one thread, in turn, medians of CPU time. Bar: at least twice
+as fast on the worst spec. Beside it the ratio to building and FlopCountAnalysis only, and to that analysis alone.
 """
 
 import logging
@@ -19,14 +21,14 @@ from pathlib import Path
 
 import machine
 import torch
-from fvcore.nn import FlopCountAnalysis
+from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis, parameter_count
 
 from bblab import blocks, build, ops, spec
 from bblab.analysis.net import Analyst
 from bblab.rooms import Rooms
 from bblab.spec import ArchSpec, BlockInfo
 
-NUM_TURNS = 3
+NUM_TURNS = 5
 BAR_RATIO = 2.0
 
 
@@ -41,20 +43,17 @@ def main(names: list[str]) -> int:
         specs = [spec.resolve(n, rooms, kinds) for n in names or sorted(rooms.files("arch_specs", ".yaml"))]
         ours_cold(specs[0], kinds, folder)  # imports and first calls of torch on meta and of its tracer
         peer(specs[0], kinds)
-        print(f"{'ms of CPU time':<20}{'bblab':>9}{'fvcore':>9}{'build':>9}{'ratio':>8}{'ratio, fvcore alone':>21}")
+        print(
+            f"{'ms of CPU time':<28}{'bblab':>9}{'build':>9}{'MACs':>9}{'others':>9}{'ratio':>8}{'MACs only':>11}{'unbuilt':>9}"
+        )
         ratios = {}
         for one in specs:
-            ours, counts, builds = [], [], []
-            for _ in range(NUM_TURNS):
-                ours.append(ours_cold(one, kinds, folder))
-                build_s, count_s = peer(one, kinds)
-                builds.append(build_s)
-                counts.append(count_s)
-            mine, count, built = (statistics.median(values) for values in (ours, counts, builds))
-            ratios[one.name] = (count + built) / mine
+            turns = [(ours_cold(one, kinds, folder), *peer(one, kinds)) for _ in range(NUM_TURNS)]
+            mine, built, macs, others = (statistics.median(values) for values in zip(*turns, strict=True))
+            ratios[one.name] = (built + macs + others) / mine
             print(
-                f"{one.name:<20}{1e3 * mine:9.0f}{1e3 * count:9.0f}{1e3 * built:9.0f}{ratios[one.name]:8.1f}"
-                f"{count / mine:21.1f}",
+                f"{one.name:<28}{1e3 * mine:9.0f}{1e3 * built:9.0f}{1e3 * macs:9.0f}{1e3 * others:9.0f}"
+                f"{ratios[one.name]:8.1f}{(built + macs) / mine:11.1f}{macs / mine:9.1f}",
                 flush=True,
             )
         worst = min(ratios, key=lambda name: ratios[name])
@@ -74,13 +73,15 @@ def ours_cold(one: ArchSpec, kinds: Mapping[str, BlockInfo], folder: str) -> flo
     return timed(lambda: Analyst(kinds).cost(one, "deploy"))
 
 
-def peer(one: ArchSpec, kinds: Mapping[str, BlockInfo]) -> tuple[float, float]:
-    """CPU seconds to build and fuse the net, and to count it."""
+def peer(one: ArchSpec, kinds: Mapping[str, BlockInfo]) -> tuple[float, float, float]:
+    """CPU seconds to build and fuse the net, to count its MACs, and to count its activations and parameters."""
     began = time.process_time()
     net = build.to_deploy(build.Backbone(one, kinds), one, kinds)
     built_s = time.process_time() - began
+    given = (torch.zeros(1, *one.input),)
     with torch.no_grad():
-        return built_s, timed(lambda: FlopCountAnalysis(net, (torch.zeros(1, *one.input),)).total())
+        macs_s = timed(lambda: FlopCountAnalysis(net, given).total())
+        return built_s, macs_s, timed(lambda: (ActivationCountAnalysis(net, given).total(), parameter_count(net)[""]))
 
 
 if __name__ == "__main__":
