@@ -7,6 +7,7 @@ imports torch: what a block accepts is told by a `BlockInfo`, which `bblab.block
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -229,6 +230,10 @@ def read_yaml(text: str, file: str) -> Node:
         _refuse_hostile(yaml.parse(text, Loader=loader), yaml, place)
         tree = yaml.compose(text, Loader=loader)
     except yaml.MarkedYAMLError as error:
+        # libyaml reads a kilobyte ahead and has a depth limit of its own (1,000 since 0.2.6): what this language
+        # refuses may stand before what stopped it. Its Python twin reads that again, as far as the first refusal.
+        with contextlib.suppress(yaml.YAMLError):
+            _refuse_hostile(yaml.parse(text, Loader=yaml.SafeLoader), yaml, place)
         mark = place(error.problem_mark) if error.problem_mark else Mark(file, 1, 1)
         said = " ".join(filter(None, (error.context, error.problem)))
         line = text.splitlines()[mark.line - 1 : mark.line]

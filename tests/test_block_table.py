@@ -217,6 +217,7 @@ def test_arguments_may_be_maps_and_channels_may_change(lab: Path) -> None:
         ("kind=conv,width=0,size=8", "width=0"),
         ("kind=conv,kind=dwsep,width=8,size=8", "kind is given twice"),
         ("kind=conv,width=8,size=8,act={", "cannot be read"),
+        ("kind=conv,width=8,size=8,act=" + "[" * 5000 + "]" * 5000, "cannot be read: nested deeper than"),
         ("kind=cnv,width=8,size=8", "no block 'cnv'"),
         ("kind=conv,width=8,size=8,colour=red", "no argument 'colour'"),
         ("kind=conv,width=" + "|".join(map(str, range(1, 70))) + ",size=8", "69 blocks"),

@@ -509,6 +509,39 @@ HOSTILE = {
 }
 
 
+# libyaml refuses 1,000 levels by itself since 0.2.6, at a place of its own, before it reports what it has read.
+DEEP = {
+    "flow lists": ("[" * 10_000, MAX_DEPTH + 1),
+    "closed flow lists": ("[" * 5_000 + "]" * 5_000, MAX_DEPTH + 1),
+    "flow maps": ("{a: " * 10_000, 4 * MAX_DEPTH + 1),
+    "a flow list a line": ("[\n" * 10_000, 1),
+    "block lists": ("- " * 10_000 + "1", 2 * MAX_DEPTH + 1),
+    "keys": ("? " * 10_000 + "1", 2 * MAX_DEPTH + 1),
+    "block maps": ("".join(f"{' ' * i}a:\n" for i in range(700)), MAX_DEPTH + 1),
+    "under a stage": ("stages:\n  a: {block: conv, out: " + "[" * 10_000, 25 + MAX_DEPTH - 3),  # three maps, the first bracket in column 25
+}
+
+
+@pytest.mark.parametrize("loader", ["CSafeLoader", "SafeLoader"])
+@pytest.mark.parametrize(("text", "column"), DEEP.values(), ids=DEEP)
+def test_depth_is_refused_by_our_limit_at_its_place(
+    text: str, column: int, loader: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yaml = pytest.importorskip("yaml")
+    if not hasattr(yaml, loader):
+        pytest.skip("PyYAML was built without libyaml")
+    monkeypatch.setattr(yaml, "CSafeLoader", getattr(yaml, loader), raising=False)
+    (only,) = mistakes(text)
+    place, said = only.split(": ", 1)
+    assert said == f"nested deeper than {MAX_DEPTH} levels"
+    assert int(place.rsplit(":", 1)[1]) == column
+
+
+def test_what_libyaml_stops_at_never_hides_an_earlier_refusal() -> None:
+    (only,) = mistakes("a: !!python/object/apply:os.system [" + "[" * 2_000)
+    assert "1:4: the tag" in only
+
+
 @pytest.mark.parametrize(("text", "said"), HOSTILE.values(), ids=HOSTILE)
 def test_hostile_yaml_is_refused_in_its_place(text: str, said: str) -> None:
     (only,) = mistakes(text)

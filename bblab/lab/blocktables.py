@@ -38,9 +38,7 @@ ASKED = (
 
 
 def choices(text: str) -> dict[str, list[Any]]:
-    """Each key's values, as YAML reads them. Raises BblabError for what is no such list."""
-    import yaml
-
+    """Each key's values, read as a spec's are. Raises BblabError for what is not such a list."""
     found: dict[str, list[Any]] = {}
     for part in _split(text, ","):
         key, equals, listed = part.partition("=")
@@ -50,9 +48,11 @@ def choices(text: str) -> dict[str, list[Any]]:
         if key in found:
             raise BblabError(f"--blocks: {key} is given twice", hint=f"choices stand together: {key}=A|B")
         try:
-            found[key] = [yaml.safe_load(value) for value in _split(listed, "|")]
-        except yaml.YAMLError:
-            raise BblabError(f"--blocks: {listed!r} cannot be read", hint=f"for example '{EXAMPLE}'") from None
+            found[key] = [language.read_yaml(v.strip() or "null", key).plain() for v in _split(listed, "|")]
+        except SpecError as error:
+            shown = listed if len(listed) <= 60 else listed[:57] + "..."
+            why = error.complaints[0].message
+            raise BblabError(f"--blocks: {shown!r} cannot be read: {why}", hint=f"for example '{EXAMPLE}'") from None
     for key in ("kind", "width", "size"):
         if key not in found:
             raise BblabError(f"--blocks: {key} is missing", hint=f"for example '{EXAMPLE}'")
