@@ -44,7 +44,7 @@ def test_every_room_is_shipped() -> None:
 
 
 def test_the_installed_version_is_the_declared_one() -> None:
-    assert importlib.metadata.version("bblab") == project()["project"]["version"]
+    assert importlib.metadata.version(project()["project"]["name"]) == project()["project"]["version"]
 
 
 @pytest.mark.parametrize("module", ["bblab", "bblab.spec", "bblab.store", "bblab.rooms", "bblab.blocks", "bblab.ops"])
