@@ -1,6 +1,6 @@
 """The versions that a checkout installs: written in pyproject.toml, renewed and checked here.
 
-    python3 .ci/pins.py renew                    the newest versions that the held ones allow (.ci/renew also tests them)
+    python3 .ci/pins.py renew                    the newest versions that the held ones allow; .ci/renew tests them
     python3 .ci/pins.py check                    are the pins all that uv would install, on every system?
     python3 .ci/pins.py installed PYTHON [FILE]  has this environment nothing but pinned versions?
     python3 .ci/pins.py constraints              the pins, one a line, for `uv pip install -c`
@@ -45,6 +45,7 @@ SYSTEMS = {
 }
 MINORS = ("3.11", "3.12")
 _PIN = re.compile(r"([\w.-]+)==([^\s;*]+)(?:\s*;\s*python_full_version (<|>=) '(3\.\d+)')?\Z")
+_LIMIT = re.compile(r"python_full_version (<|>=) '(3\.\d+)'")
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -82,9 +83,7 @@ def read(lines: Iterable[str]) -> list[Pin]:
     for line in lines:
         if found := _PIN.match(line.strip()):
             name, version, sign, minor = found.groups()
-            pins.append(
-                Pin(canonical(name), version, minor if sign == "<" else "", minor if sign == ">=" else "")
-            )
+            pins.append(Pin(canonical(name), version, minor if sign == "<" else "", minor if sign == ">=" else ""))
     return sorted(set(pins))
 
 
@@ -108,9 +107,9 @@ def of_lock(lock: Mapping[str, Any], project: str) -> list[Pin]:
         if not markers:
             pins.append(Pin(name, version))
             continue
-        limits = {found.groups() for m in markers for found in [re.search(r"python_full_version (<|>=) '(3\.\d+)'", m)] if found}
+        limits = {m.groups() for m in map(_LIMIT.search, markers) if m}
         others = [p for p in lock["package"] if canonical(p["name"]) == name and p is not package]
-        if len(limits) != 1 or not all(re.search("python_full_version", m) for m in markers):
+        if len(limits) != 1 or not all(map(_LIMIT.search, markers)):
             versions = ", ".join(sorted(p["version"] for p in [package, *others]))
             raise ValueError(f"{name} has the versions {versions} by system, which pins by Python's version cannot say")
         ((sign, minor),) = limits
@@ -206,7 +205,16 @@ def _compile(requirements: Iterable[str], pins: Iterable[Pin] = ()) -> list[Pin]
     with tempfile.TemporaryDirectory(prefix="bblab-pins-") as folder:  # away from our own [tool.uv]
         limits = Path(folder) / "pins.txt"
         limits.write_text("".join(f"{pin}\n" for pin in pins), encoding="utf-8")
-        options = ("--universal", "--python-version", MINORS[0], "--no-header", "--no-annotate", "-q", "-c", str(limits))
+        options = (
+            "--universal",
+            "--python-version",
+            MINORS[0],
+            "--no-header",
+            "--no-annotate",
+            "-q",
+            "-c",
+            str(limits),
+        )
         said = _uv("pip", "compile", *options, "-", cwd=Path(folder), text="\n".join(requirements))
     return [Pin(pin.name, pin.version) for pin in read(line.partition(" ;")[0] for line in said.splitlines())]
 
@@ -237,10 +245,11 @@ def renew() -> list[str]:
         pins = of_lock(tomllib.loads((folder / "uv.lock").read_text("utf-8")), project["project"]["name"])
     build = _compile(_builders(project))
     path.write_text(rewritten(old, pins, build), encoding="utf-8")
-    before = declared(project)
-    changed = [f"{'new' if is_new else 'old'}: {pin}" for was, now in zip(before, (pins, build), strict=True)
-               for is_new, these in ((False, set(was) - set(now)), (True, set(now) - set(was))) for pin in sorted(these)]
-    return sorted(changed, key=lambda line: (line[5:], line[:3] == "new"))
+    changed = []
+    for was, now in zip(declared(project), (pins, build), strict=True):
+        changed += [(pin.name, 0, f"old: {pin}") for pin in set(was) - set(now)]
+        changed += [(pin.name, 1, f"new: {pin}") for pin in set(now) - set(was)]
+    return [line for *_, line in sorted(changed)]
 
 
 def check() -> list[str]:

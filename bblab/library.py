@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bblab import ops
 from bblab.errors import BblabError, near
+from bblab.installing import how_to_install
 from bblab.ops import Form, OpGraph, Shape
 from bblab.spec import ArchSpec
 
@@ -55,7 +56,7 @@ def _import_library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        hint = f"{name} is an extra: pip install 'bblab[peers]' (in a checkout: uv sync --extra peers)"
+        hint = how_to_install(name)
         raise BblabError(f"{name} cannot be imported: {error}", hint=hint) from None
 
 

@@ -27,7 +27,7 @@ ADB = shutil.which("adb")
 QEMU = shutil.which("qemu-aarch64-static")
 GCC = shutil.which("aarch64-linux-gnu-gcc")
 needs_adb = pytest.mark.skipif(ADB is None, reason="needs adb: apt-get install adb")
-pytest.importorskip("adbutils", reason="needs adbutils: pip install adbutils")
+pytest.importorskip("adbutils", reason="needs adbutils")
 
 
 # Pure parts -----------------------------------------------------------------------------------------------------
@@ -783,7 +783,7 @@ def test_specs_are_ranked_on_the_phone_by_the_real_runner(
     phone: Phone, bblab: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through the command: converted by pnnx, pushed, run by the aarch64 runner under qemu, stored, compared."""
-    pytest.importorskip("pnnx", reason="pnnx not installed: pip install bblab[ncnn]")
+    pytest.importorskip("pnnx", reason="pnnx is not installed")
     from bblab.latency import runner
 
     if QEMU is None:

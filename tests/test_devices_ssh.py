@@ -28,7 +28,7 @@ SSHD = shutil.which("sshd") or next((p for p in ("/usr/sbin/sshd",) if os.access
 needs_sshd = pytest.mark.skipif(
     SSHD is None or shutil.which("ssh-keygen") is None, reason="needs sshd: apt-get install openssh-server"
 )
-pytest.importorskip("asyncssh", reason="needs asyncssh: pip install asyncssh")
+pytest.importorskip("asyncssh", reason="needs asyncssh")
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bblab.errors import BblabError
+from bblab.installing import how_to_install
 from bblab.latency import Candidate, Plan, measure, models, runtimes
 
 torch = pytest.importorskip("torch")
@@ -21,7 +22,7 @@ def installed(name: str) -> Any:
     # Compiling takes 20 s and more on two cores.
     marks = [pytest.mark.slow] if name == "torch-compile" else []
     if missing:
-        marks.append(pytest.mark.skip(reason=f"{', '.join(missing)} not installed: pip install bblab[{name}]"))
+        marks.append(pytest.mark.skip(reason=f"{', '.join(missing)} not installed: {how_to_install(*missing)}"))
     return pytest.param(name, marks=marks)
 
 
@@ -94,7 +95,7 @@ def test_a_missing_package_is_one_line_with_the_command() -> None:
         runtimes.installed("mine", "no-such-package-anywhere")
     assert str(missing.value) == (
         "the runtime 'mine' needs no-such-package-anywhere, which is not installed\n"
-        "  pip install no-such-package-anywhere"
+        f"  {how_to_install('no-such-package-anywhere')}"
     )
 
 
@@ -109,7 +110,7 @@ def test_without_a_gpu_its_runtimes_refuse(name: str, monkeypatch: pytest.Monkey
 
 
 def test_pnnx_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pnnx = pytest.importorskip("pnnx", reason="pnnx not installed: pip install bblab[ncnn]")
+    pnnx = pytest.importorskip("pnnx", reason="pnnx is not installed")
     false = tmp_path / "false"
     false.write_text("#!/bin/sh\necho 'no such layer: Odd' >&2\nexit 3\n")
     false.chmod(0o755)

@@ -9,6 +9,7 @@ import torch
 from bblab import blocks, build, library, spec
 from bblab.analysis.net import Analyst
 from bblab.errors import BblabError
+from bblab.installing import how_to_install
 from bblab.rooms import Rooms
 from bblab.spec import BlockInfo
 
@@ -144,10 +145,10 @@ def test_an_error_without_words_is_still_named(analyst: Analyst) -> None:
     assert "AssertionError: AssertionError" not in caught.value.message
 
 
-def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_gets_the_command_of_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(BblabError) as caught:
         library.make_net("timm:resnet18")
-    assert "bblab[peers]" in caught.value.hint
+    assert caught.value.hint == how_to_install("timm")

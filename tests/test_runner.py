@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 
 from bblab.errors import BblabError, RunError
+from bblab.installing import how_to_install
 from bblab.latency import runner, runtimes, wire, worker
 from bblab.latency.devices.host import Host
 from bblab.latency.runner import making, source
@@ -519,7 +520,7 @@ def test_what_is_missing_is_named_with_its_command(monkeypatch: pytest.MonkeyPat
             runner.toolchain(arch)
         assert str(refused.value) == (
             f"the runner for {arch} needs {package}, cmake, ninja-build, which is not installed\n"
-            f"  apt install {package} cmake ninja-build (cmake and ninja also: pip install cmake ninja)"
+            f"  apt install {package} cmake ninja-build (cmake and ninja also: {how_to_install('cmake', 'ninja')})"
         )
         assert refused.value.exit_code == 1
     monkeypatch.setattr(sys, "platform", "darwin")

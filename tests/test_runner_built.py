@@ -30,7 +30,7 @@ from bblab.latency.runtimes.ncnn_static import _Program
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 if platform.machine() != "x86_64":
     pytest.skip("the host's runner is tried on x86-64", allow_module_level=True)
-pytest.importorskip("pnnx", reason="pnnx not installed: pip install bblab[ncnn]")
+pytest.importorskip("pnnx", reason="pnnx is not installed")
 
 
 @pytest.fixture(scope="module")

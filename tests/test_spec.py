@@ -518,7 +518,8 @@ DEEP = {
     "block lists": ("- " * 10_000 + "1", 2 * MAX_DEPTH + 1),
     "keys": ("? " * 10_000 + "1", 2 * MAX_DEPTH + 1),
     "block maps": ("".join(f"{' ' * i}a:\n" for i in range(700)), MAX_DEPTH + 1),
-    "under a stage": ("stages:\n  a: {block: conv, out: " + "[" * 10_000, 25 + MAX_DEPTH - 3),  # three maps, the first bracket in column 25
+    # Three maps are open where the first bracket stands, in column 25.
+    "under a stage": ("stages:\n  a: {block: conv, out: " + "[" * 10_000, 25 + MAX_DEPTH - 3),
 }
 
 

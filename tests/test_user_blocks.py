@@ -327,7 +327,7 @@ def test_all_failing_rows_are_told_together(
         ("class Own(nn.Module\n", "own.py:1: not Python"),
         ("\0", "own.py: not Python: source code string cannot contain null bytes"),
         ("import no_such_package\n", "ModuleNotFoundError: No module named 'no_such_package'"),
-        ("import no_such_package\n", "pip install no_such_package"),
+        ("import no_such_package\n", "no_such_package is not installed: add the package that its project names ("),
         ("from helper import x\n", "files of a lab import each other relatively: from .helper import"),
         ("1 / 0\n", "own.py:1: cannot be imported: ZeroDivisionError"),
         ("raise SystemExit(0)\n", "own.py:1: cannot be imported: SystemExit"),

@@ -140,7 +140,7 @@ def test_a_peers_weights_give_equal_outputs(lab: Lab, name: str, peer: str, eps:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "peer", "eps"), MMPRETRAIN)
 def test_mmpretrains_weights_give_equal_outputs(lab: Lab, name: str, peer: str, eps: float | None) -> None:
-    """Runs where mmpretrain is installed (`pip install 'bblab[pretrain]'`); it is no part of the test environment."""
+    """Runs where mmpretrain is installed (the extra `pretrain`), which a checkout's environment has."""
     pytest.importorskip("mmpretrain")
     check_peer(lab, name, peer, eps)
 

@@ -20,6 +20,7 @@ from bblab import ops
 from bblab.analysis.cost import numel, op_costs
 from bblab.analysis.net import Analyst
 from bblab.errors import BblabError, near
+from bblab.installing import how_to_install
 from bblab.ops import Form, Op, OpGraph
 from bblab.spec import ArchSpec, BlockInfo
 
@@ -103,7 +104,7 @@ def _version(name: str) -> str:
             importlib.import_module(name)
         return importlib.metadata.version(name)
     except ImportError as error:
-        hint = "the witnesses are an extra: pip install 'bblab[witness]' (in a checkout: uv sync --extra witness)"
+        hint = how_to_install(name)
         raise BblabError(f"{name} cannot be imported: {error}", hint=hint) from None
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bblab.errors import BblabError, near
+from bblab.installing import how_to_install
 from bblab.rooms import Rooms, room
 from bblab.spec import BlockInfo, Param, Row
 
@@ -299,8 +300,8 @@ def _import_hint(path: Path, error: BaseException) -> str:
     missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if missing and (path.with_name(f"{missing}.py").is_file() or path.with_name(missing).is_dir()):
         return f"files of a lab import each other relatively: from .{missing} import ..."
-    if missing:
-        return f"install the package that has it (pip install {missing}?), or do without it"
+    if missing:  # a package's name on an index is often not its import name, and then a stranger's
+        return f"{missing} is not installed: add the package that its project names ({how_to_install('PACKAGE')})"
     return "mend the file, then try again"
 
 

@@ -23,6 +23,7 @@ from bblab.export import fitting, photos
 from bblab.export.carrying import Carried
 from bblab.export.folder import MANIFEST, export_id, provenance_lines
 from bblab.export.modules import InNorm
+from bblab.installing import how_to_install
 from bblab.latency.models import MAX_REL_ERROR
 from bblab.spec import ArchSpec, BlockInfo
 
@@ -149,7 +150,7 @@ def to_ncnn(module: nn.Module, sides: Sequence[int], channels: int, path: Path) 
     try:
         import pnnx
     except ImportError:
-        raise BblabError("--to ncnn needs pnnx", hint="pip install ncnn pnnx", exit_code=1) from None
+        raise BblabError("--to ncnn needs pnnx", hint=how_to_install("pnnx"), exit_code=1) from None
     from bblab.latency.runtimes.ncnn import FILES
 
     with tempfile.TemporaryDirectory(prefix="bblab-pnnx-") as folder:
@@ -298,7 +299,7 @@ def deploy(
             quantised.append(result.to_json())
             notes += [f"{w} (with random weights this says little)" if is_random else w for w in result.warnings]
     if not shown[0].is_real:
-        notes.append("checked on made-up images: scikit-image would bring photos (pip install scikit-image)")
+        notes.append(f"checked on made-up images: scikit-image would bring photos ({how_to_install('scikit-image')})")
     if carried.provenance.get("is_random"):
         notes.append("random weights: good for latency, not for a tracker (--run ID or --weights FILE)")
     files = {name: content for model in models for name, content in model.files.items()}

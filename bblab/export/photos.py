@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bblab.errors import BblabError
+from bblab.installing import how_to_install
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,7 +82,7 @@ def _read(path: Path) -> Photo:
         import numpy as np
         from PIL import Image, UnidentifiedImageError
     except ImportError:
-        raise BblabError("reading photos needs pillow", hint="pip install pillow", exit_code=1) from None
+        raise BblabError("reading photos needs pillow", hint=how_to_install("pillow"), exit_code=1) from None
     try:
         with Image.open(path) as image:
             return Photo(path.name, np.asarray(image.convert("RGB")))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from bblab import rooms as places
 from bblab.errors import BblabError, RunError
+from bblab.installing import how_to_install
 from bblab.pretraining import card, gates, launch, record
 from bblab.pretraining import recipe as recipes
 from bblab.pretraining.config import Plan, Precision, Settings, plain_spec, with_head
@@ -138,7 +139,7 @@ def plan(lab: Lab, spec: ArchSpec, wanted: Wanted) -> Plan:
 
     for package in ("mmengine", "mmcv", "mmpretrain"):
         if importlib.util.find_spec(package) is None:
-            raise BblabError(f"training needs {package}", hint="pip install 'bblab[pretrain]'")
+            raise BblabError(f"training needs {package}", hint=how_to_install("mmpretrain"))
     from bblab.pretraining import config, data, nets
 
     is_digits = wanted.data is None

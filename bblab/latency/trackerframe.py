@@ -143,7 +143,8 @@ def photo() -> tuple[np.ndarray, str]:
         except Exception:  # missing, or without its data: the next one
             continue
     rng = np.random.default_rng(0)
-    return rng.integers(0, 256, (480, 640, 3), dtype=np.uint8), "SYNTHETIC NOISE (no photo: pip install scikit-image)"
+    noise = rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    return noise, "SYNTHETIC NOISE (no photo: neither scikit-image nor scikit-learn is installed)"
 
 
 def path(number: int, height: int, width: int) -> Box:

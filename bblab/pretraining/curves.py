@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from bblab.errors import BblabError
+from bblab.installing import how_to_install
 from bblab.pretraining.config import Plan
 from bblab.pretraining.record import History
 
@@ -22,7 +23,7 @@ def draw(plan: Plan, history: History, folder: Path) -> Path | None:
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
     except ImportError:
-        raise BblabError("curves are drawn with matplotlib", hint="pip install 'bblab[reports]'") from None
+        raise BblabError("curves are drawn with matplotlib", hint=how_to_install("matplotlib")) from None
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bblab import build, library
 from bblab.errors import BblabError, RunError, near
+from bblab.installing import how_to_install
 from bblab.spec import LIBRARIES, MAX_CHANNELS, MAX_ROWS, ArchSpec, Arg, BlockInfo, Row, Stage, Tracker
 from bblab.weights import files
 from bblab.weights.matching import Net
@@ -221,7 +222,7 @@ def _mmpretrain(name: str, *, pretrained: bool) -> nn.Module:
     except ImportError as error:
         raise BblabError(
             f"mmpretrain cannot be imported: {error}",
-            hint="pip install 'bblab[pretrain]' (in a checkout: uv sync --extra pretrain)",
+            hint=how_to_install("mmpretrain"),
         ) from None
     try:
         with _mm_silence():

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bblab.errors import BblabError, RunError, near
+from bblab.installing import how_to_install
 from bblab.latency.devices import DEVICES, remote, state, talk
 from bblab.latency.devices.cooling import Cooling, too_warm
 from bblab.latency.devices.cores import check, to_json
@@ -285,7 +286,9 @@ def _import() -> Any:
         import adbutils
     except ImportError:
         raise BblabError(
-            "phones need adbutils, which is not installed", hint="pip install adbutils", exit_code=1
+            "phones need adbutils, which is not installed",
+            hint=how_to_install("adbutils"),
+            exit_code=1,
         ) from None
     return adbutils
 

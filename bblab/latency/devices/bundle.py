@@ -14,7 +14,15 @@ from pathlib import Path
 import bblab
 
 LEAST_PYTHON = (3, 9)
-_PARTS = ("__init__.py", "errors.py", "catalogue.py", "rooms.py", "latency/*.py", "latency/runtimes/*.py")
+_PARTS = (
+    "__init__.py",
+    "errors.py",
+    "installing.py",
+    "catalogue.py",
+    "rooms.py",
+    "latency/*.py",
+    "latency/runtimes/*.py",
+)
 _MAIN = "from bblab.latency.onboard import main\n\nmain()\n"
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bblab.errors import BblabError, RunError
+from bblab.installing import how_to_install
 from bblab.latency.devices import DEVICES, remote, state, talk
 from bblab.latency.devices.cores import check, to_json
 from bblab.latency.devices.remote import About, Engine, Lost, Remote, Said
@@ -93,7 +94,9 @@ def _import() -> Any:
         import asyncssh
     except ImportError:
         raise BblabError(
-            "devices behind ssh need asyncssh, which is not installed", hint="pip install asyncssh", exit_code=1
+            "devices behind ssh need asyncssh, which is not installed",
+            hint=how_to_install("asyncssh"),
+            exit_code=1,
         ) from None
     return asyncssh
 

@@ -32,6 +32,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bblab.errors import BblabError, RunError, near
+from bblab.installing import how_to_install
 from bblab.latency.runner import source
 from bblab.rooms import cache_dir
 
@@ -261,7 +262,8 @@ def toolchain(arch: str) -> Toolchain:
     if not ninja and not _command("make"):
         missing.append("ninja-build")
     if missing:
-        also = " (cmake and ninja also: pip install cmake ninja)" if {"cmake", "ninja-build"} & set(missing) else ""
+        by_pip = f" (cmake and ninja also: {how_to_install('cmake', 'ninja')})"
+        also = by_pip if {"cmake", "ninja-build"} & set(missing) else ""
         raise BblabError(
             f"the runner for {arch} needs {', '.join(missing)}, which is not installed",
             hint=f"apt install {' '.join(missing)}{also}",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from bblab.catalogue import Catalogue
 from bblab.errors import BblabError
+from bblab.installing import how_to_install
 
 if TYPE_CHECKING:
     import numpy as np
@@ -168,6 +169,6 @@ def installed(runtime: str, *packages: str) -> str:
             return found
     raise BblabError(
         f"the runtime {runtime!r} needs {packages[0]}, which is not installed",
-        hint=f"pip install {packages[0]}",
+        hint=how_to_install(packages[0]),
         exit_code=1,
     )

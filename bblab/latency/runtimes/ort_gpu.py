@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bblab.errors import BblabError, RunError
+from bblab.installing import how_to_install
 from bblab.latency.runtimes import RUNTIMES, installed
 from bblab.latency.runtimes.ort import Session, export_onnx, exporter, options
 
@@ -35,7 +36,7 @@ class _OrtGpu:
         if self.provider not in there:
             raise BblabError(
                 f"the runtime {self.name!r} needs {self.provider}; this onnxruntime {found} has {', '.join(there)}",
-                hint="pip install onnxruntime-gpu, on a machine with an NVIDIA GPU and its CUDA libraries",
+                hint=f"{how_to_install('onnxruntime-gpu')}, on a machine with an NVIDIA GPU and its CUDA libraries",
                 exit_code=1,
             )
         return found

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bblab.errors import BblabError, RunError
+from bblab.installing import how_to_install
 
 PX = 48
 _VERSION = 1
@@ -33,7 +34,7 @@ def digits(cache_folder: Path) -> Path:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise BblabError("the digits come with scikit-learn", hint="pip install 'bblab[pretrain]'") from None
+        raise BblabError("the digits come with scikit-learn", hint=how_to_install("scikit-learn")) from None
     bunch = load_digits()
     try:
         cache_folder.mkdir(parents=True, exist_ok=True)

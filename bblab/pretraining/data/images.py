@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bblab.errors import BblabError
+from bblab.installing import how_to_install
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +44,7 @@ def packages() -> tuple[Any, Any]:
         import cv2
         import simplejpeg
     except ImportError as error:
-        raise BblabError(f"images need {error.name}", hint="pip install 'bblab[pretrain]'") from None
+        raise BblabError(f"images need {error.name}", hint=how_to_install("simplejpeg")) from None
     return cv2, simplejpeg
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bblab.errors import RunError
+from bblab.installing import how_to_install
 from bblab.reports import Page, Table
 from bblab.reports.kit import draw_print, tables
 from bblab.reports.kit.charts import Axis, Chart, LineChart, ParetoChart
@@ -98,7 +99,7 @@ def _bundle() -> str:
     try:
         import vl_convert
     except ImportError:
-        raise RunError("the interactive page needs vl-convert", hint="pip install 'bblab[reports]'") from None
+        raise RunError("the interactive page needs vl-convert", hint=how_to_install("vl-convert-python")) from None
     # Bundling takes seconds: kept for each version, like converted models.
     kept = cache_dir() / f"vega-{version('vl-convert-python')}-{hashlib.sha256(_EXPOSED.encode()).hexdigest()[:8]}.js"
     try:
@@ -321,7 +322,7 @@ def _altair() -> Any:
     try:
         import altair
     except ImportError:
-        raise RunError("the interactive page needs altair", hint="pip install 'bblab[reports]'") from None
+        raise RunError("the interactive page needs altair", hint=how_to_install("altair")) from None
     return altair
 
 

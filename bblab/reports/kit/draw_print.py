@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bblab.errors import RunError
+from bblab.installing import how_to_install
 from bblab.reports import Page
 from bblab.reports.kit import placement, tables
 from bblab.reports.kit.charts import Bars, Chart, Diagram, Heat, LineChart, Mark, ParetoChart
@@ -108,7 +109,7 @@ def _matplotlib() -> Any:
         import matplotlib
         import matplotlib.font_manager
     except ImportError:
-        raise RunError("charts need matplotlib", hint="pip install 'bblab[reports]'") from None
+        raise RunError("charts need matplotlib", hint=how_to_install("matplotlib")) from None
     return matplotlib
 
 
