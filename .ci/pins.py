@@ -44,6 +44,7 @@ SYSTEMS = {
     "Windows, x86-64": ("win_amd64", ""),
 }
 MINORS = ("3.11", "3.12")
+FORK = REPO / ".ci" / "fork.txt"
 _PIN = re.compile(r"([\w.-]+)==([^\s;*]+)(?:\s*;\s*python_full_version (<|>=) '(3\.\d+)')?\Z")
 _LIMIT = re.compile(r"python_full_version (<|>=) '(3\.\d+)'")
 
@@ -249,7 +250,30 @@ def renew() -> list[str]:
     for was, now in zip(declared(project), (pins, build), strict=True):
         changed += [(pin.name, 0, f"old: {pin}") for pin in set(was) - set(now)]
         changed += [(pin.name, 1, f"new: {pin}") for pin in set(now) - set(was)]
-    return [line for *_, line in sorted(changed)]
+    held = pins_held(rewritten(old, (), ()))
+    newest = {pin.name: pin.version for pin in _compile(held)}
+    ours = {pin.name: pin.version for pin in pins}
+    back = [
+        f"held back by hand: {name} {ours[name]}, newest {newest[name]}" for name in held if ours[name] != newest[name]
+    ]
+    return [line for *_, line in sorted(changed)] + back + _renew_fork(pins)
+
+
+def pins_held(text: str) -> list[str]:
+    """Names of what is held by hand in a pyproject.toml without its written pins."""
+    lines = tomllib.loads(text)["tool"]["uv"]["constraint-dependencies"]
+    return [canonical(found[0]) for line in lines if (found := re.match(r"[\w.-]+", line))]
+
+
+def _renew_fork(pins: list[Pin]) -> list[str]:
+    """Write mmpretrain's fork at its newest, with whatever it needs besides these pins. Returns what changed."""
+    text = FORK.read_text("utf-8")
+    comments = [line for line in text.splitlines() if line.startswith("#")]
+    names = [line.partition("==")[0] for line in text.splitlines() if line.startswith("onedl-")]
+    ours = {pin.name for pin in pins}
+    more = [pin for pin in _compile(names, pins) if pin.name not in ours]
+    FORK.write_text("\n".join([*comments, *map(str, more)]) + "\n", encoding="utf-8")
+    return [f"new: {pin}" for pin in more if str(pin) not in text.splitlines()]
 
 
 def check() -> list[str]:
