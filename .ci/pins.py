@@ -253,10 +253,9 @@ def renew() -> list[str]:
     held = pins_held(rewritten(old, (), ()))
     newest = {pin.name: pin.version for pin in _compile(held)}
     ours = {pin.name: pin.version for pin in pins}
-    back = [
-        f"held back by hand: {name} {ours[name]}, newest {newest[name]}" for name in held if ours[name] != newest[name]
-    ]
-    return [line for *_, line in sorted(changed)] + back + _renew_fork(pins)
+    behind = [name for name in held if ours[name] != newest[name]]
+    lines = [f"held back by hand: {name} {ours[name]}, newest {newest[name]}" for name in behind]
+    return [line for *_, line in sorted(changed)] + lines + _renew_fork(pins)
 
 
 def pins_held(text: str) -> list[str]:
