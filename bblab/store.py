@@ -233,7 +233,8 @@ class Store:
         limit: int | None = None,
     ) -> list[Run]:
         """Runs, newest first. `since` is a date or time, UTC unless it says otherwise; a wrong one is a BblabError."""
-        asked = [("kind = ?", kind), ("name = ?", name), ("spec_id = ?", spec_id)]
+        asked = [("name = ?", name), ("spec_id = ?", spec_id)]
+        asked.append((_of_kind(kind), kind))
         asked.append(("created_utc >= ?", None if since is None else _utc(since)))
         given = [(clause, value) for clause, value in asked if value is not None]
         where = " WHERE " + " AND ".join(clause for clause, _ in given) if given else ""
@@ -766,9 +767,31 @@ def _beside(path: Path, suffix: str) -> Path:
 _COLUMNS = "id, created_utc, kind, spec_id, name, code_version, inputs, result"
 
 
+# Older versions wrote two sorts of row under one kind. They are read by the names that new rows bear, each told by a
+# key of its result; rows stay as they were written.
+OLD_KINDS = {"estimate": {"measured_ratio": "latency_estimate", "net_images_per_s": "pretrain_estimate"}}
+
+
+def _of_kind(kind: str | None) -> str:
+    """The clause for one kind: also rows that an older version wrote under another name, and by that name both."""
+    if kind in OLD_KINDS:
+        names = ", ".join(f"'{name}'" for name in OLD_KINDS[kind].values())
+        return f"(kind = ? OR kind IN ({names}))"
+    for old, kinds in OLD_KINDS.items():
+        for key, name in kinds.items():
+            if name == kind:
+                return f"(kind = ? OR (kind = '{old}' AND json_type(result, '$.{key}') IS NOT NULL))"
+    return "kind = ?"
+
+
+def _kind_now(kind: str, result: Mapping[str, Any]) -> str:
+    return next((name for key, name in OLD_KINDS.get(kind, {}).items() if key in result), kind)
+
+
 def _run(row: tuple[Any, ...]) -> Run:
     run_id, created_utc, kind, spec_id, name, code_version, inputs, result = row
-    return Run(run_id, created_utc, kind, spec_id, name, code_version, json.loads(inputs), json.loads(result))
+    found = json.loads(result)
+    return Run(run_id, created_utc, _kind_now(kind, found), spec_id, name, code_version, json.loads(inputs), found)
 
 
 # A notebook up to this size is checked page by page when it is opened to be written. 62 MB (5,000 runs) took 30 to

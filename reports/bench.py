@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bblab.latency import agreement, agreement_words, machine_words
+from bblab.latency.words import count_of
 from bblab.reports import Cell, Column, Page, Table, report
+from bblab.reports.kit import tables
 
 Row = Mapping[str, Any]  # a `latency` element of --json, with its `rank` and `tied_with`
 Group = tuple[str, int, tuple[int, ...]]  # runtime, threads, input: ranked together
@@ -66,7 +68,7 @@ def _group(row: Row) -> Group:
 
 def _row(row: Row, paced: Row | None) -> tuple[tuple[str, ...], tuple[Cell, ...]]:
     low, high = row["ratio_low"], row["ratio_high"]
-    ratio = "the reference" if row["is_reference"] else f"{row['ratio']:.3f} [{low:.3f}, {high:.3f}]"
+    ratio = "the reference" if row["is_reference"] else tables.span(row["ratio"], low, high, 3)
     place = f"{row['rank']}{'=' if row['tied_with'] else ''}"
     marks = "" if row["steady"] else " ~"
     paced_s: float | None = paced["cpu_p10_s"] if paced else None
@@ -78,8 +80,8 @@ def _row(row: Row, paced: Row | None) -> tuple[tuple[str, ...], tuple[Cell, ...]
     )  # fmt: skip
     cells = (
         row["runtime"], str(row["threads"]), str(row["input"][2]), "", place, row["label"] + marks, ratio, "", "",
-        _ms(row["cpu_p10_s"]), f"{row['wall_over_cpu']:.2f}", _ms(row["wall_p50_s"]), _ms(row["wall_p90_s"]),
-        _ms(row["wall_p99_s"]), _ms(paced_s), "–" if slower is None else f"{slower:.2f}",
+        _ms(row["cpu_p10_s"]), tables.plain_number(row["wall_over_cpu"]), _ms(row["wall_p50_s"]),
+        _ms(row["wall_p90_s"]), _ms(row["wall_p99_s"]), _ms(paced_s), "–" if slower is None else f"{slower:.2f}",
         f"{row['conversion_rel_error']:.0e}",
     )  # fmt: skip
     return cells, values
@@ -117,12 +119,13 @@ def _notes(rows: Sequence[Row], groups: Mapping[Group, Sequence[tuple[Row, Row |
 def _session_notes(members: Sequence[Row], *, many: bool) -> list[str]:
     first = members[0]
     size = "×".join(map(str, first["input"]))
-    threads = f"{first['threads']} thread{'s' * (first['threads'] > 1)}"
+    threads = count_of(first["threads"], "thread")
     pace = f"paced at {first['pace_fps']:g} fps" if first["pace_fps"] else "back to back"
     reference = f"{first['reference']} {first['reference_form']}"
     how = (
         f"{first['device']}, {first['runtime']} {first['runtime_version']}, {first['precision']}, {threads}, "
-        f"batch 1, {size}, {pace}; {first['processes']} processes, {first['calls']} calls a net, beside {reference}"
+        f"batch 1, {size}, {pace}; {count_of(first['processes'], 'process', 'processes')}, "
+        f"{count_of(first['calls'], 'call')} a net, beside {reference}"
     )
     detail = first["drift_detail"]
     if first["drift"] is None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bblab.latency.words import NO_INTERVAL_WORDS, count_of
 from bblab.reports import Cell, Column, Page, Table, report
+from bblab.reports.kit import tables
 
 Row = Mapping[str, Any]  # an element of `bblab bench --blocks --json`
 
@@ -45,8 +47,8 @@ def blocks(rows: Sequence[Row]) -> Page:
 
 
 def _span(row: Row, name: str, scale: float, unit: str, digits: int) -> str:
-    middle, low, high = (row[f"{name}{end}{unit}"] * scale for end in ("", "_low", "_high"))
-    return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    middle, low, high = (row[f"{name}{end}{unit}"] for end in ("", "_low", "_high"))
+    return tables.span(middle, low, high, digits, scale)
 
 
 def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -54,13 +56,16 @@ def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
     for first in {r["session"]: r for r in rows}.values():
         threads = f"{first['threads']} thread{'s' * (first['threads'] > 1)}"
         state = "THE CLOCK DRIFTED; " if first["drift"] == "drift" else ""
-        busy = f"wall/CPU {first['wall_over_cpu']:.2f}"
+        busy = f"wall/CPU {tables.plain_number(first['wall_over_cpu'])}"
         found.append(
             f"{first['device']}, {first['runtime']} {first['runtime_version']}, {first['precision']}, {threads}, "
-            f"batch 1, {first['form']}; {first['processes']} processes × {first['rounds']} rounds in shuffled order, "
+            f"batch 1, {first['form']}; {count_of(first['processes'], 'process', 'processes')} × "
+            f"{count_of(first['rounds'], 'round')} in shuffled order, "
             f"beside {first['reference']} at {first['reference_input'][2]} px; {state}{busy}"
         )
         found += first["notes"]
+        if first["processes"] < 2:
+            found.append(NO_INTERVAL_WORDS)
     found.append(
         "a block's time is that between two neighbours, without the call and the change of layout that a block alone "
         "pays: two copying neighbours are put around it and their time is taken off"
@@ -79,23 +84,32 @@ def estimates(rows: Sequence[Row]) -> Page:
         Column("net", "label", align="left"),
         Column("blocks", "num_blocks"),
         Column("measured", "measured_ratio", "× reference, 95 %"),
+        Column("", "measured_ratio_low"),
+        Column("", "measured_ratio_high"),
         Column("sum of blocks", "added_ratio", "× reference, 95 %"),
+        Column("", "added_ratio_low"),
+        Column("", "added_ratio_high"),
         Column("sum's error", "error", "%, 95 %"),
+        Column("", "error_low"),
+        Column("", "error_high"),
         Column("costliest row", "costliest", align="left"),
         Column("its share", "costliest_share"),
     )
     cells, values = [], []
     for r in rows:
         top = max(r["blocks"], key=lambda b: b["seconds"])
-        share = top["ratio"] / r["added_ratio"]
+        # Where noise makes the sum nothing or less, no row has a share of it.
+        share = top["ratio"] / r["added_ratio"] if r["added_ratio"] > 0 else None
+        spans = ("measured_ratio", "added_ratio", "error")
         raw: tuple[Cell, ...] = (
-            r["runtime"], r["label"], len(r["blocks"]), r["measured_ratio"], r["added_ratio"], r["error"],
-            top["row"], share,
+            r["runtime"], r["label"], len(r["blocks"]),
+            *(r[f"{name}{end}"] for name in spans for end in ("", "_low", "_high")), top["row"], share,
         )  # fmt: skip
         values.append(raw)
         cells.append((
-            r["runtime"], r["label"], str(len(r["blocks"])), _span(r, "measured_ratio", 1, "", 4),
-            _span(r, "added_ratio", 1, "", 4), _span(r, "error", 100, "", 1), top["row"], f"{share:.0%}",
+            r["runtime"], r["label"], str(len(r["blocks"])), _span(r, "measured_ratio", 1, "", 4), "", "",
+            _span(r, "added_ratio", 1, "", 4), "", "", _span(r, "error", 100, "", 1), "", "", top["row"],
+            tables.plain_number(share, ".0%"),
         ))  # fmt: skip
     return Page(
         "estimates", Table(columns, tuple(cells), tuple(values)), _notes([{**r, "is_lost": False} for r in rows])

@@ -66,7 +66,7 @@ def _row(row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Cell, ...]]:
         return "–" if not tracker else f"{tracker[which]['size']}→{tracker[which]['map'][1]}"
 
     if timing:
-        interval = f"{timing['ratio']:.3f} [{timing['ratio_low']:.3f}, {timing['ratio_high']:.3f}]"
+        interval = tables.span(timing["ratio"], timing["ratio_low"], timing["ratio_high"], 3)
         cpu_ms = f"{timing['cpu_p10_s'] * 1e3:.2f}"
     else:
         interval = cpu_ms = "–"
@@ -147,7 +147,9 @@ def _ties(timings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         f"{a['spec']} = {b['spec']}"
         for a, b in itertools.pairwise(ordered)
-        if a["ratio_high"] >= b["ratio_low"] and a["input"] == b["input"]
+        if None not in (a["ratio_high"], b["ratio_low"])
+        and a["ratio_high"] >= b["ratio_low"]
+        and a["input"] == b["input"]
     ]
 
 

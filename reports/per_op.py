@@ -7,6 +7,7 @@ from typing import Any
 
 from bblab.latency import machine_words
 from bblab.reports import Cell, Column, Page, Table, report
+from bblab.reports.kit import tables
 
 Row = Mapping[str, Any]  # an element of `bblab bench --per-op --json`
 TOP = 12
@@ -121,7 +122,7 @@ def _notes(row: Row, many: bool) -> list[str]:
         found.append(f"{name}not mapped to a row ({_ms(row['unmapped_s'])} ms): {', '.join(row['unmapped'])}")
     if "conditions" in row:
         state = machine_words(row["conditions"]["before"], row["conditions"]["after"])
-        found.append(f"{name}wall/CPU {row['wall_over_cpu']:.2f}; {state}")
+        found.append(f"{name}wall/CPU {tables.plain_number(row['wall_over_cpu'])}; {state}")
     return [*found, *(f"{name}{note}" for note in row["notes"])]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from bblab.latency import machine_words
 from bblab.reports import Cell, Column, Page, Table, report
+from bblab.reports.kit import tables
 
 Row = Mapping[str, Any]  # an element of `bblab bench --pipeline --json`
 
@@ -78,7 +79,7 @@ def _notes(row: Row, many: bool) -> list[str]:
     for fps, late in row["late_frames"].items():
         total = next(s["samples"] for s in row["whole"] if s["pace_fps"])
         found.append(f"{name}{late} of {total} frames took longer than the {1e3 / float(fps):.1f} ms of {fps} fps")
-    state = f"wall/CPU {row['wall_over_cpu']:.2f}"
+    state = f"wall/CPU {tables.plain_number(row['wall_over_cpu'])}"
     if row["times_are"] == "cpu":
         state += ": other work held the machine, so all times are CPU times"
     if "conditions" in row:

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import random
+import re
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -276,6 +277,50 @@ def test_nets_stand_beside_the_sums_of_their_blocks(bblab: Callable[..., Any], m
     assert row["error"] == pytest.approx(row["added_ratio"] / row["measured_ratio"] - 1, rel=0.02)
     assert all(b["run_id"] for b in row["blocks"])
     assert found["accuracy"][0]["nets"] == 1
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize(
+    "argv",
+    [["nanotrack", "--estimate"], ["--blocks", "kind=mobileone,kernel=3|5,width=64,size=32"]],
+    ids=lambda a: a[-2 if "=" in a[-1] else -1],
+)
+def test_an_interval_of_one_process_is_said_to_be_missing(
+    bblab: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, argv: list[str]
+) -> None:
+    # One process has no spread over processes: no number may stand where its interval would.
+    monkeypatch.setattr(blocktables, "PROCESSES", 1)
+    done = bblab("bench", *argv, "--json", tmp_path / "a.json", "--csv", tmp_path / "a.csv")
+    assert done.code == 0, done.err
+    assert "(no interval)" in done.out
+    assert "at least 2 are needed" in done.out
+    assert "1 process × " in done.out
+    for text in (done.out, (tmp_path / "a.csv").read_text(), (tmp_path / "a.json").read_text()):
+        assert not re.search(r"\b(inf|nan|infinity)\b", text, re.IGNORECASE), text
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    found = json.loads((tmp_path / "a.json").read_text(), parse_constant=refuse)
+    ends = [v for rows in found.values() for row in rows if isinstance(row, dict)
+            for k, v in row.items() if k.endswith(("_low", "_high", "_low_s", "_high_s"))]  # fmt: skip
+    assert ends and set(ends) == {None}
+    if "--blocks" in argv:  # the two are as large as before, so not "too small to measure"
+        assert [c["verdict"] for c in found["comparisons"]] == ["too few processes"]
+        assert found["comparisons"][0]["ratio"] == pytest.approx(1.2, rel=0.02)
+        assert not any(b["is_lost"] for b in found["blocks"])
+        assert "cannot be told from nothing" not in done.out
+
+
+@pytest.mark.usefixtures("fake")
+def test_an_estimate_of_latency_has_a_kind_of_its_own(bblab: Callable[..., Any]) -> None:
+    assert bblab("bench", "nanotrack", "--estimate").code == 0
+    with Store.open(Lab().store_path, read_only=True) as store:
+        (run,) = store.runs(kind="latency_estimate")
+        assert run.result["measured_ratio"] > 0
+        assert not store.runs(kind="pretrain_estimate")
+    listed = bblab("runs", "--kind", "latency_estimate").out
+    assert "sum of its blocks" in listed and "× resnet18" in listed
 
 
 @pytest.mark.parametrize(

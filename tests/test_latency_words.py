@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,10 @@ from bblab.latency import Samples, Timing, conditions, ranking, sentence, words
 STILL = Samples(((0.003,) * 6,) * 6, ((0.003,) * 6,) * 6)
 
 
-def timing(label: str, cpu_ms: float, *, wall_over_cpu: float = 1.0, wobble: float = 0.0) -> Timing:
-    cpu = tuple(tuple(cpu_ms / 1e3 * (1 + wobble * ((p * 5 + r) % 7)) for r in range(5)) for p in range(6))
+def timing(label: str, cpu_ms: float, *, wall_over_cpu: float = 1.0, wobble: float = 0.0, processes: int = 6) -> Timing:
+    cpu = tuple(tuple(cpu_ms / 1e3 * (1 + wobble * ((p * 5 + r) % 7)) for r in range(5)) for p in range(processes))
     wall = tuple(tuple(x * wall_over_cpu for x in process) for process in cpu)
-    reference = Samples(((0.0362,) * 5,) * 6, ((0.0362,) * 5,) * 6)
+    reference = Samples(((0.0362,) * 5,) * processes, ((0.0362,) * 5,) * processes)
     return Timing(
         label=label,
         spec=label,
@@ -169,3 +170,12 @@ def test_steal_is_the_share_between_before_and_after() -> None:
     measured = replace(timing("a", 5.0), conditions_before=before, conditions_after=after)
     assert measured.steal_share == pytest.approx(0.1)
     assert timing("a", 5.0).steal_share is None
+
+
+def test_what_is_not_a_number_is_no_number_in_words() -> None:
+    assert [words.significant(v) for v in (math.inf, -math.inf, math.nan)] == ["–", "–", "–"]
+
+
+def test_of_one_process_no_interval_is_printed() -> None:
+    alone = sentence(timing("a", 6.62, processes=1))
+    assert "[" not in alone and "no interval: 1 process was measured, at least 2 are needed" in alone

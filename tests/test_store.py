@@ -840,3 +840,25 @@ def test_a_notebook_deleted_under_us_is_begun_again(tmp_path: Path) -> None:
         assert "moved away" in store.notices[0]
     with Store.open(path) as store:
         assert store.get(run_id).result == {"x": 2}
+
+
+def test_the_two_sorts_of_old_estimates_are_read_by_their_own_names(tmp_path: Path) -> None:
+    # Older versions wrote sums of blocks and rates of a recipe under one kind. The rows stay as they are.
+    path = tmp_path / "lab.sqlite"
+    ours = {"spec_id": "a", "name": "net", "code_version": "0", "inputs": {}}
+    with Store.open(path) as store:
+        old_sum = store.add("estimate", result={"measured_ratio": 0.1, "error": 0.05}, **ours)
+        old_rate = store.add("estimate", result={"net_images_per_s": 9.0, "hours": 2.0}, **ours)
+        new_sum = store.add("latency_estimate", result={"measured_ratio": None, "error": 0.05}, **ours)
+        odd = store.add("estimate", result={"else": 1}, **ours)
+        assert [r.id for r in store.runs(kind="latency_estimate")] == [new_sum, old_sum]
+        assert [r.id for r in store.runs(kind="pretrain_estimate")] == [old_rate]
+        assert [r.id for r in store.runs(kind="estimate")] == [odd, new_sum, old_rate, old_sum]
+        assert {r.id: r.kind for r in store.runs()} == {
+            old_sum: "latency_estimate", old_rate: "pretrain_estimate", new_sum: "latency_estimate", odd: "estimate",
+        }  # fmt: skip
+        assert store.get(old_rate).kind == "pretrain_estimate"
+        assert {h.run.kind for h in store.find("9")} == {"pretrain_estimate"}
+        assert [r.id for r in store.runs(kind="latency_estimate", limit=1)] == [new_sum]
+    with sqlite3.connect(path) as db:
+        assert db.execute("SELECT count(*) FROM runs WHERE kind = 'estimate'").fetchone() == (3,)

@@ -101,7 +101,7 @@ def blocks(
         many = len({(c["runtime"], c["threads"]) for c in compared}) > 1
         for c in compared:
             where = f"{c['runtime']}, {c['threads']} thread{'s' * (c['threads'] > 1)}: " if many else ""
-            style = "yellow" if c["verdict"] in ("cannot tell", "too small to measure") else "bold"
+            style = "yellow" if c["verdict"] in ("cannot tell", "too small to measure", "too few processes") else "bold"
             out.print(f"{where}{_compared(c)}", style=style, markup=False, soft_wrap=True)
         out.print()
     finish(how, done, "bblab bench NET --estimate: whole nets from their blocks")
@@ -112,6 +112,10 @@ def _compared(c: Mapping[str, Any]) -> str:
     text = f"{c['key']} {c['second']} against {c['first']} ({c['rest']}): "
     if c["ratio"] is None:
         return text + c["verdict"]
+    if c["ratio_low"] is None:
+        from bblab.latency.words import NO_INTERVAL_WORDS
+
+        return text + f"{c['ratio']:.3f} × ({NO_INTERVAL_WORDS})"
     return text + f"{c['ratio']:.3f} × [{c['ratio_low']:.3f}, {c['ratio_high']:.3f}], {c['verdict']}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -191,7 +192,15 @@ def _tracker(row: Mapping[str, Any], why_not: str) -> RenderableType:
     return lines
 
 
+def _interval(low: float | None, high: float | None) -> str:
+    if low is None or high is None or not low < high < math.inf:
+        return "no interval"
+    return f"{digits(low)} – {digits(high)}"
+
+
 def _latency(rows: list[Mapping[str, Any]]) -> RenderableType:
+    from bblab.latency.words import count_of
+
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     first = rows[0]
     table.add_column("latency")
@@ -203,14 +212,15 @@ def _latency(rows: list[Mapping[str, Any]]) -> RenderableType:
             doubt = "unfused; " + doubt if doubt else "unfused: not what the device runs"
         table.add_row(
             r["form"], milliseconds(r["cpu_p10_s"]), digits(r["ratio"]),
-            f"{digits(r['ratio_low'])} – {digits(r['ratio_high'])}",
+            _interval(r["ratio_low"], r["ratio_high"]),
             milliseconds(r["wall_p50_s"]) if r["wall_p50_s"] else "not shown",
             milliseconds(r["wall_p90_s"]) if r["wall_p90_s"] else "not shown", Text(doubt, style="yellow"),
         )  # fmt: skip
     how = (
         f"{first['device']}, {first['runtime']} {first['runtime_version']}, {first['precision']}, "
         f"{first['threads']} thread{'s' * (first['threads'] > 1)}, batch 1, {shape(first['input'])}; "
-        f"{first['processes']} processes × {first['rounds']} rounds beside {first['reference']}"
+        f"{count_of(first['processes'], 'process', 'processes')} × {count_of(first['rounds'], 'round')} beside "
+        f"{first['reference']}"
     )
     parts: list[RenderableType] = [table, Text(how, style="dim")]
     if first["is_busy"]:

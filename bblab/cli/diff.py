@@ -55,7 +55,10 @@ def diff(
     drawn = tables.plain([("what", "left"), (str(a), "right"), (str(b), "right"), ("ratio", "right")])
     for c in found:
         ratio = "" if c.ratio is None else f"× {common.digits(c.ratio)}"
-        cells = ["absent" if c.missing == side else str(value) for side, value in (("a", c.a), ("b", c.b))]
+        cells = [
+            "absent" if c.missing == side else "–" if value is None else str(value)
+            for side, value in (("a", c.a), ("b", c.b))
+        ]
         drawn.add_row(c.path, *cells, ratio)
     out.print(drawn)
     out.print(_next(first, second), style="dim", markup=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -117,6 +118,7 @@ def _details(v: Any) -> list[str]:  # a latency.Verdict, which would import the 
 
 
 def _as_json(v: Any) -> dict[str, Any]:
+    has_interval = math.isfinite(v.ratio.high)
     return {
         "a": v.a.label,
         "b": v.b.label,
@@ -125,9 +127,9 @@ def _as_json(v: Any) -> dict[str, Any]:
         "pace_fps": v.a.pace_fps,
         "faster": v.faster,
         "ratio": v.ratio.value,
-        "ratio_low": v.ratio.low,
-        "ratio_high": v.ratio.high,
-        "difference_below": v.bound,
+        "ratio_low": v.ratio.low if has_interval else None,
+        "ratio_high": v.ratio.high if has_interval else None,
+        "difference_below": v.bound if has_interval else None,
         "processes": v.a.processes,
         "drift": v.a.drift.verdict if v.a.drift else None,
         "session": v.a.session,

@@ -69,7 +69,10 @@ def headline(run: Any) -> str:
         trained = f"{r['epochs_trained']}/{r['epochs_planned']} epochs of {i['recipe']['name']}"
         rate = f", lr {i['scaling']['arithmetic']}, seed {i['settings']['seed']}"
         return f"{top1}{images} ({trained}{rate}; {r.get('status')})"
-    if run.kind == "estimate" and r.get("net_images_per_s"):
+    if run.kind == "latency_estimate" and r.get("measured_ratio") and r.get("error") is not None:
+        sum_of = f"{common.digits(r['measured_ratio'])} × {i.get('reference')}, sum of its blocks {r['error']:+.1%}"
+        return f"{sum_of} ({i.get('form')}, {i.get('runtime')}, {i.get('threads')} thread, {i.get('device')})"
+    if run.kind == "pretrain_estimate" and r.get("net_images_per_s"):
         rates = f"net {common.digits(r['net_images_per_s'])}, data {common.digits(r['loader_images_per_s'])} images/s"
         return f"{rates}; {i['recipe']['name']} would take {common.digits(r['hours'])} h"
     if run.kind == "tracker_score" and r.get("value") is not None:

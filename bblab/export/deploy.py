@@ -414,10 +414,11 @@ def _readme(spec: ArchSpec, manifest: Mapping[str, Any]) -> str:
     ]
     for row in manifest["latency"]:
         low, high = row["ratio_low"], row["ratio_high"]
+        span = "(no interval)" if low is None or high is None or not low < high else f"[{low:.3f}, {high:.3f}]"
         lines.append(
             f"- latency: {row['cpu_p10_s'] * 1e3:.3g} ms CPU p10 on {row['device']}, {row['runtime']}, "
             f"{'x'.join(map(str, row['input']))}"
-            + (f", {row['ratio']:.3f} x resnet18 [{low:.3f}, {high:.3f}]" if row["ratio"] is not None else "")
+            + (f", {row['ratio']:.3f} x resnet18 {span}" if row["ratio"] is not None else "")
             + f" (run {row['run']})"
         )
     return "\n".join(lines) + "\n"

@@ -9,6 +9,7 @@ go in (the same unless given), `size` the side of the map that goes in; every ot
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -204,11 +205,11 @@ def _row(spec: ArchSpec, cell: Mapping[str, Any], found: BlockTime, session: Ses
         "has_before": seat.has_before,
         "has_after": seat.has_after,
         "block_s": seconds.value,
-        "block_low_s": seconds.low,
-        "block_high_s": seconds.high,
+        "block_low_s": _end(seconds.low),
+        "block_high_s": _end(seconds.high),
         "ratio": ratio.value,
-        "ratio_low": ratio.low,
-        "ratio_high": ratio.high,
+        "ratio_low": _end(ratio.low),
+        "ratio_high": _end(ratio.high),
         "is_lost": found.is_lost,
         "with_neighbours_s": net["cpu_p10_s"] if t.is_one_cpu_thread else t.wall_p50_s,
         "wall_over_cpu": net["wall_over_cpu"],
@@ -218,6 +219,11 @@ def _row(spec: ArchSpec, cell: Mapping[str, Any], found: BlockTime, session: Ses
         "conversion_rel_error": net["conversion_rel_error"],
         "session": net["session"],
     }
+
+
+def _end(value: float) -> float | None:
+    """An end of an interval; None where there is no interval (one process)."""
+    return value if math.isfinite(value) else None
 
 
 def _raw(found: BlockTime, session: Session) -> dict[str, Any]:
@@ -234,7 +240,10 @@ def _raw(found: BlockTime, session: Session) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two blocks that differ in one choice. `ratio` is second / first; None where one cannot be told from nothing."""
+    """Two blocks that differ in one choice. `ratio` is second / first; None where one cannot be told from nothing.
+
+    `low` and `high` are None where there is no interval: one of them is lost, or one process measured them.
+    """
 
     key: str
     first: Any
@@ -246,8 +255,10 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        if self.low is None or self.high is None:
+        if self.ratio is None:
             return "too small to measure"
+        if self.low is None or self.high is None:
+            return "too few processes"
         return "slower" if self.low > 1 else "faster" if self.high < 1 else "cannot tell"
 
     def to_json(self) -> dict[str, Any]:
@@ -271,7 +282,10 @@ def comparisons(cells: Sequence[tuple[Mapping[str, Any], BlockTime]]) -> list[Co
         for rest, members in groups.items():
             for (one, a), (two, b) in itertools.pairwise(members):
                 ratio = ratio_of(b, a)
-                values = (None, None, None) if ratio is None else (ratio.value, ratio.low, ratio.high)
+                values: tuple[float | None, float | None, float | None] = (None, None, None)
+                if ratio is not None:
+                    is_known = math.isfinite(ratio.high)
+                    values = (ratio.value, ratio.low if is_known else None, ratio.high if is_known else None)
                 found.append(Comparison(key, one[key], two[key], rest, *values))
     return found
 
@@ -448,7 +462,7 @@ def estimate(
                 blocks_of = list(zip(places[spec.spec_id], (known[k][0] for k in keys), strict=True))
                 row = _sum_row(spec, found, net, blocks_of, [ids.get(k) for k in keys])
                 raw = {"cpu_s": net.samples.cpu_s, "wall_s": net.samples.wall_s}
-                rows.append(_kept(lab, "estimate", spec, row, ASKED, raw, store, problems))
+                rows.append(_kept(lab, "latency_estimate", spec, row, ASKED, raw, store, problems))
             if sums:
                 summary.append({"runtime": runtime, "threads": count, **table.accuracy(sums).to_json()})
     return Measured(tuple(rows), tuple(problems)), summary
@@ -460,8 +474,8 @@ def _sum_row(
     own = net.to_json()
     kept = ("device", "runtime", "runtime_version", "form", "precision", "threads", "input", "processes", "rounds",
             "reference", "reference_input", "wall_over_cpu", "is_busy", "drift", "notes", "session")  # fmt: skip
-    span: Callable[[str, Any], dict[str, float]] = lambda name, e: {  # noqa: E731
-        name: e.value, f"{name}_low": e.low, f"{name}_high": e.high
+    span: Callable[[str, Any], dict[str, float | None]] = lambda name, e: {  # noqa: E731
+        name: e.value, f"{name}_low": _end(e.low), f"{name}_high": _end(e.high)
     }  # fmt: skip
     return {
         "label": spec.name,

@@ -424,7 +424,7 @@ def estimate(lab: Lab, made: Plan, *, budget_s: float | None = None) -> tuple[Es
     samples = {key: list(result.pop(key)) for key in ("net_samples_s", "loader_samples_s")}
     with lab.notebook() as store:
         run_id = store.add(
-            "estimate",
+            "pretrain_estimate",
             spec_id=made.spec_id,
             name=made.name,
             code_version=made.code_version,

@@ -105,9 +105,14 @@ class BlockTime:
         return mean_of(self.ratios)
 
     @property
+    def has_interval(self) -> bool:
+        """Whether more than one process measured it: the spread over one is unknown."""
+        return len(self.ratios) > 1
+
+    @property
     def is_lost(self) -> bool:
-        """Whether it cannot be told from nothing."""
-        return self.ratio.low <= 0
+        """Whether it cannot be told from nothing; without an interval, whether it came out as nothing."""
+        return (self.ratio.low if self.has_interval else self.ratio.value) <= 0
 
 
 def per_process(timing: Timing) -> tuple[float, ...]:
@@ -143,15 +148,16 @@ def mean_of(values: Sequence[float], *, error: float = 0.05) -> Estimate:
 
 
 def ratio_of(ours: BlockTime, theirs: BlockTime) -> Estimate | None:
-    """ours / theirs, paired over processes; None where one of them cannot be told from nothing."""
+    """ours / theirs, paired over processes; None where one of them cannot be told from nothing.
+
+    Its interval is infinitely wide for one process.
+    """
     if min(*ours.seconds, *theirs.seconds) <= 0 or ours.is_lost or theirs.is_lost:
         return None
     logs = mean_of([math.log(a / b) for a, b in zip(ours.seconds, theirs.seconds, strict=True)])
-    return Estimate(math.exp(logs.value), _exp(logs.low), _exp(logs.high))
-
-
-def _exp(x: float) -> float:
-    return math.exp(min(x, 700.0)) if x > -math.inf else 0.0
+    if not math.isfinite(logs.high):
+        return Estimate(math.exp(logs.value), 0.0, math.inf)
+    return Estimate(math.exp(logs.value), math.exp(logs.low), math.exp(min(logs.high, 700.0)))
 
 
 # Sums ---------------------------------------------------------------------------------------------------------------

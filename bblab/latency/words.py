@@ -13,6 +13,9 @@ from bblab.latency.values import Timing
 if TYPE_CHECKING:
     from bblab.latency.sessions import Verdict
 
+# Of one process the spread over processes is unknown: no interval, not an infinitely wide one.
+NO_INTERVAL_WORDS = "no interval: 1 process was measured, at least 2 are needed (--budget: more seconds, or none)"
+WIDE = 10.0  # a difference "below 1000 %" tells nobody anything
 _RUNTIME_NAMES = {"ort": "ORT", "openvino": "OpenVINO"}
 _ESTIMATOR_WORDS = {
     "cpu_p10": "",
@@ -48,7 +51,9 @@ def time_words(timing: Timing) -> str:
 def ratio_words(timing: Timing) -> str:
     if timing.is_reference:
         return "the reference"
-    span = f"[{significant(timing.ratio_low)}, {significant(timing.ratio_high)}]"
+    low, high = timing.ratio_low, timing.ratio_high
+    is_known = timing.processes > 1 and math.isfinite(high)
+    span = f"[{significant(low)}, {significant(high)}]" if is_known else f"({NO_INTERVAL_WORDS})"
     return f"{significant(timing.ratio)} x {timing.reference} {span}{_ESTIMATOR_WORDS[timing.estimator]}"
 
 
@@ -78,12 +83,19 @@ def ranking(timings: Sequence[Timing]) -> str:
     return " < ".join(" = ".join(t.label for t in group) for group in groups)
 
 
+def count_of(number: int, thing: str, things: str = "") -> str:
+    """ "1 process", "8 processes"."""
+    return f"{number} {thing if number == 1 else things or thing + 's'}"
+
+
 def milliseconds(seconds: float) -> str:
     return f"{significant(seconds * 1e3)} ms"
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """Three significant digits, without an exponent: 0.0123, 6.62, 36.2, 1240."""
+    """Three significant digits, without an exponent: 0.0123, 6.62, 36.2, 1240; "–" for what is not a number."""
+    if not math.isfinite(value):
+        return "–"
     if value == 0:
         return "0"
     decimals = digits - 1 - math.floor(math.log10(abs(value)))
@@ -136,10 +148,15 @@ def machine_words(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 def verdict_words(verdict: Verdict) -> str:
     """Who is faster and by how much, or how far apart the two can be at most."""
     a, b, ratio = verdict.a, verdict.b, verdict.ratio
-    how = f"after {a.processes} process{'es' * (a.processes > 1)}"
+    how = f"after {count_of(a.processes, 'process', 'processes')}"
     if verdict.faster is None:
         if not math.isfinite(verdict.bound):
-            return f"cannot tell on this machine in this time: {a.processes} process(es) are too few for an interval"
+            return f"cannot tell on this machine in this time: {NO_INTERVAL_WORDS}"
+        if verdict.bound > WIDE:
+            return (
+                "cannot tell on this machine in this time: the interval is too wide to bound the difference "
+                f"(B/A {significant(ratio.value, 4)}, {how}; measure longer: --budget)"
+            )
         return (
             f"cannot tell on this machine in this time: the difference is below {_percent(verdict.bound)} "
             f"(B/A {significant(ratio.value, 4)}, 95 % {_span(ratio)}, {how})"

@@ -11,6 +11,7 @@ import csv
 import importlib
 import importlib.util
 import io
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,8 +68,13 @@ class Table:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow([c.key for c in self.columns])
-        writer.writerows(self.values)
+        writer.writerows([_csv_cell(v) for v in row] for row in self.values)
         return out.getvalue()
+
+
+def _csv_cell(value: Cell) -> Cell:
+    """Empty where a number is not one: NaN and infinities are what no reader of CSV agrees about."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True, slots=True)

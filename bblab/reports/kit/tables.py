@@ -44,11 +44,37 @@ def with_interval(value: float | None, low: float | None, high: float | None, fa
     if value is None or not math.isfinite(value):
         return "–"
     value *= factor
-    if low is None or high is None or not high > low:
+    if not has_interval(low, high):
         return significant(value)
+    assert low is not None and high is not None
     low, high = low * factor, high * factor
     places = min(decimals(low, high), 12)
     return f"{rounded(value, places)} [{rounded(low, places)}, {rounded(high, places)}]"
+
+
+NO_INTERVAL = "(no interval)"
+
+
+def has_interval(low: float | None, high: float | None) -> bool:
+    """Whether both ends are numbers and apart: one process, or one call, has no spread that could be known."""
+    return low is not None and high is not None and math.isfinite(low) and math.isfinite(high) and low < high
+
+
+def span(
+    value: float | None, low: float | None, high: float | None, places: int, factor: float = 1.0, end: str = NO_INTERVAL
+) -> str:
+    """ "0.078 [0.071, 0.085]" with so many decimals; "0.078 (no interval)" where there is none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if not has_interval(low, high):
+        return f"{value * factor:.{places}f} {end}".rstrip()
+    assert low is not None and high is not None
+    return f"{value * factor:.{places}f} [{low * factor:.{places}f}, {high * factor:.{places}f}]"
+
+
+def plain_number(value: float | None, form: str = ".2f") -> str:
+    """A number in Python's format, "–" where there is none."""
+    return "–" if value is None or not math.isfinite(value) else format(value, form)
 
 
 def marked(text: str, mark: str) -> str:
