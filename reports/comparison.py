@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bblab.errors import BblabError
+from bblab.latency.words import count_of
 from bblab.reports import Cell, Column, Options, Page, Table, notebook_report, report
 from bblab.reports.kit import tables
 from bblab.reports.kit.stored import Setting, Stored, TimingRow
+from bblab.reports.kit.words import Words
 
+HOW = "deploy form as far as the last tap; MACs at search size, elements written elementwise at the input size"
 COLUMNS = (
     Column("spec", "name", align="left"),
     Column("params", "params_backbone", "M"),
@@ -114,7 +117,7 @@ def _millions(value: float) -> str:
 
 
 def _notes(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    notes = ["deploy form as far as the last tap; MACs at search size, elements written elementwise at the input size"]
+    notes = [HOW]
     sizes = {r["tracker"]["search"]["size"] for r in rows if r["tracker"]}
     if len(sizes) > 1:
         notes.append(
@@ -130,7 +133,7 @@ def _notes(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         t = timings[0]
         notes.append(
             f"latency against {t['reference']}, deploy form, at the same size; {t['device']}, {t['runtime']} "
-            f"{t['runtime_version']}, {t['precision']}, {t['threads']} thread, batch 1"
+            f"{t['runtime_version']}, {t['precision']}, {count_of(t['threads'], 'thread')}, batch 1"
         )
         ties = _ties(timings)
         if ties:
@@ -176,6 +179,7 @@ def from_notebook(stored: Stored, options: Options) -> Page:
 
     Latencies of different settings stand in different tables, each with its newest session of a net.
     """
+    say = Words(options.lang)
     profiles = sorted(stored.profiles.values(), key=lambda p: _search_macs({"tracker": None, **p.result}))
     if not profiles:
         raise BblabError("nothing is profiled here", hint="bblab profile SPEC SPEC, then bblab report comparison")
@@ -188,11 +192,11 @@ def from_notebook(stored: Stored, options: Options) -> Page:
     for t in stored.timings:
         by_setting.setdefault(t.setting, []).append(t)
     sections = [
-        (f"latency: {setting.title}", _times(rows))
+        (say.t("latency: {setting}", setting=say.setting(setting)), _times(rows, say))
         for setting, rows in sorted(by_setting.items(), key=lambda item: (-len(item[1]), item[0].title))
     ]
     told = tuple(
-        (p.name, str(f["severity"]), str(f["rule"]), str(f["where"]), str(f["message"]))
+        (p.name, say.t(str(f["severity"])), str(f["rule"]), str(f["where"]), str(f["message"]))
         for p in profiles
         for f in p.result.get("findings") or ()
         if not f.get("waived")
@@ -202,15 +206,16 @@ def from_notebook(stored: Stored, options: Options) -> Page:
             ("spec", "name", "", "left"), ("severity", "severity", "", "left"), ("rule", "rule", "", "left"),
             ("where", "where", "", "left"), ("finding", "message", "", "left"),
         )  # fmt: skip
-        sections.append(("findings that are not waived", Table(columns, told, told)))
-    notes = ["deploy form as far as the last tap; MACs at search size, elements written elementwise at the input size"]
+        sections.append((say.t("findings that are not waived"), Table(say.columns(columns), told, told)))
+    notes = [say.t(HOW)]
     if any(p.result.get("is_receptive_field_global") for p in profiles):
-        notes.append("+ squeeze-excitation or attention also sees the whole map")
+        notes.append(say.t("+ squeeze-excitation or attention also sees the whole map"))
     untimed = sorted({p.name for p in profiles} - {t.name for t in stored.timings})
     if untimed and stored.timings:
-        notes.append(f"no latency is stored of {', '.join(untimed[:12])}")
+        names = ", ".join(untimed[:12]) + (say.and_more(len(untimed) - 12) if len(untimed) > 12 else "")
+        notes.append(say.t("no latency is stored of {names}", names=names))
     return Page(
-        "comparison", Table(SIDE_BY_SIDE, tuple(cells), tuple(values)), tuple(notes), (), tuple(sections),
+        "comparison", Table(say.columns(SIDE_BY_SIDE), tuple(cells), tuple(values)), tuple(notes), (), tuple(sections),
         heading=", ".join(p.name for p in profiles[:6]) + (" …" if len(profiles) > 6 else ""), about=stored.about,
     )  # fmt: skip
 
@@ -242,7 +247,7 @@ def _side(row: Mapping[str, Any], spec_id: str) -> tuple[tuple[str, ...], tuple[
     return shown, raw
 
 
-def _times(rows: Sequence[TimingRow]) -> Table:
+def _times(rows: Sequence[TimingRow], say: Words) -> Table:
     """The newest timing of each net and form beside the most used reference, fastest first."""
     references = [r.reference for r in rows]
     base = max(set(references), key=lambda ref: (references.count(ref), ref))
@@ -251,13 +256,13 @@ def _times(rows: Sequence[TimingRow]) -> Table:
     cells, values = [], []
     for r in ordered:
         ties = [
-            f"{o.name} {o.form}" for o in ordered
+            f"{o.name} {say.t(o.form)}" for o in ordered
             if o is not r and None not in (o.ratio_low, o.ratio_high, r.ratio_low, r.ratio_high)
             and o.ratio_low <= r.ratio_high and r.ratio_low <= o.ratio_high  # type: ignore[operator]
         ]  # fmt: skip
-        ratio = "the reference" if r.is_reference else tables.with_interval(r.ratio, r.ratio_low, r.ratio_high)
-        told = ", ".join(ties[:3]) + (f" and {len(ties) - 3} more" if len(ties) > 3 else "")
+        ratio = say.t("the reference") if r.is_reference else tables.with_interval(r.ratio, r.ratio_low, r.ratio_high)
+        told = ", ".join(ties[:3]) + (say.and_more(len(ties) - 3) if len(ties) > 3 else "")
         time_ms = tables.significant(r.time_s * 1e3)
-        cells.append((r.name, r.form, ratio, "", "", time_ms, told, str(r.run_id)))
+        cells.append((r.name, say.t(r.form), ratio, "", "", time_ms, told, str(r.run_id)))
         values.append((r.name, r.form, r.ratio, r.ratio_low, r.ratio_high, r.time_s, told, r.run_id))
-    return Table(TIMES, tuple(cells), tuple(values))
+    return Table(say.columns(TIMES), tuple(cells), tuple(values))

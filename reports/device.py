@@ -6,6 +6,7 @@ time, which follows the device's state.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from bblab.errors import BblabError
@@ -36,26 +37,30 @@ def device(stored: Stored, options: Options) -> Page:
         made, left_out = _charts(setting, rows, number, say)
         charts += made
         if left_out:
-            notes.append(f"{setting.title}: {left_out} net(s) with fewer sessions are in the table only")
+            nets = say.many("net", left_out)
+            text = "{setting}: {nets} with fewer sessions in the table only"
+            notes.append(say.t(text, setting=say.setting(setting), nets=nets))
         for r in rows:
             own_ms = tables.significant(r.time_s * 1e3)
             unit = r.time_s / r.ratio
             cells.append(
                 (
-                    str(r.run_id), r.created_utc[:16].replace("T", " "), r.name, r.form,
-                    tables.with_interval(r.ratio, r.ratio_low, r.ratio_high) if not r.is_reference else "the reference",
-                    "", "", own_ms, tables.significant(unit * 1e3), conditions_words(r), "",
+                    str(r.run_id), r.created_utc[:16].replace("T", " "), r.name, say.t(r.form),
+                    say.t("the reference") if r.is_reference
+                    else tables.with_interval(r.ratio, r.ratio_low, r.ratio_high),
+                    "", "", own_ms, tables.significant(unit * 1e3), conditions_words(r, say), "",
                 )
             )  # fmt: skip
             values.append(
                 (r.run_id, r.created_utc, r.name, r.form, r.ratio, r.ratio_low, r.ratio_high, r.time_s, unit,
-                 conditions_words(r), setting.title)
+                 conditions_words(r, say), say.setting(setting))
             )  # fmt: skip
     busy = sum(r.is_busy for r in stored.timings)
     if busy:
-        notes.append(f"{busy} of {len(stored.timings)} timings were taken on a busy machine: trust their ratios only")
+        text = "{busy} of {all} timings were taken on a busy machine: trust their ratios only"
+        notes.append(say.t(text, busy=busy, all=len(stored.timings)))
     return Page(
-        "device", Table(COLUMNS, tuple(cells), tuple(values)), tuple(notes), tuple(charts),
+        "device", Table(say.columns(COLUMNS), tuple(cells), tuple(values)), tuple(notes), tuple(charts),
         heading=charts[0].title if charts else "", about=stored.about,
     )  # fmt: skip
 
@@ -76,17 +81,17 @@ def _charts(setting: Setting, rows: list[TimingRow], number: int, say: Words) ->
     began = {r.session: _seconds(r.created_utc) for r in reversed(rows)}
     chosen = sorted(nets, key=lambda k: (-len(nets[k]), k))[:MOST_NETS]
     time = Axis("time", say("time"))
-    place = ", ".join(setting.title.split(", ")[1:])
+    place = say.setting(replace(setting, device="", machine=""))
     reference = rows[0].reference[0]
     slug = "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in setting.device).split())
     title = say("device_title", device=setting.device, place=place)
     curves = []
     for key in chosen:
         members = nets[key]
-        told = tuple({"runs": ", ".join(str(r.run_id) for r in members[-8:])}.items())
+        told = tuple({say.t("runs"): ", ".join(str(r.run_id) for r in members[-8:])}.items())
         curves.append(
             Curve(
-                f"{key[0]} {members[0].form}", tuple((began[r.session], r.ratio) for r in members),
+                f"{key[0]} {say.t(members[0].form)}", tuple((began[r.session], r.ratio) for r in members),
                 provenance=told, dots=True,
                 low=tuple(r.ratio if r.ratio_low is None else r.ratio_low for r in members),
                 high=tuple(r.ratio if r.ratio_high is None else r.ratio_high for r in members),
@@ -98,7 +103,8 @@ def _charts(setting: Setting, rows: list[TimingRow], number: int, say: Words) ->
         made.append(LineChart(f"{slug}-{number}-ratios", title, time, axis, tuple(curves)))
     sessions: dict[str, TimingRow] = {r.session: r for r in rows}
     points = tuple((began[r.session], r.time_s / r.ratio) for r in sessions.values())
-    told = (("steady", ", ".join("yes" if r.is_steady else "no" for r in list(sessions.values())[-8:])),)
+    steady = [say.t("yes" if r.is_steady else "no") for r in list(sessions.values())[-8:]]
+    told = ((say.t("steady"), ", ".join(steady)),)
     own = Curve(f"{reference} ({say('reference')})", points, provenance=told, dots=True)
     made.append(
         LineChart(f"{slug}-{number}-reference", f"{title}: {say('reference')}", time,

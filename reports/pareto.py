@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from bblab.errors import BblabError, near
 from bblab.reports import Cell, Options, Page, Table, notebook_report
 from bblab.reports.kit import front, tables
-from bblab.reports.kit.charts import Advice, Axis, Front, Level, Mark, ParetoChart
+from bblab.reports.kit.charts import Advice, Axis, Front, Gap, Level, Mark, ParetoChart
 from bblab.reports.kit.stored import AccuracyRow, ProfileRow, Scale, Setting, SourceKind, Stored, TimingRow
 from bblab.reports.kit.words import Words
 
@@ -55,15 +55,15 @@ def pareto(stored: Stored, options: Options) -> Page:
     charts = _unique_keys(charts)
     sources = _sources(charts, accuracies, stored, chosen, options)
     main = [c for c in charts if c.is_main]
-    apart = _apart(stored, accuracies, list(costs[options.against]), main, chosen, options)
-    sections = [("apart: not on a chart", apart)] if apart.cells else []
-    if options.with_published and (trackers := _trackers(stored, chosen, sources)).cells:
-        sections.append(("published trackers, whole, on their own devices", trackers))
-    notes = _notes(main, chosen, accuracies, options, stored)
+    apart = _apart(stored, accuracies, list(costs[options.against]), main, chosen, options, say)
+    sections = [(say("apart_title"), apart)] if apart.cells else []
+    if options.with_published and (trackers := _trackers(stored, chosen, sources, say)).cells:
+        sections.append((say("trackers_title"), trackers))
+    notes = _notes(main, chosen, accuracies, options, stored, say)
     heading = charts[0].title if charts else say("pareto_title", scale=say("accuracy"), x=options.against)
     return Page(
         "pareto",
-        _table(main, sources),
+        _table(main, sources, say),
         tuple(notes),
         tuple(charts),
         tuple(sections),
@@ -107,6 +107,8 @@ def _accuracies(rows: Sequence[AccuracyRow], size: int) -> list[Accuracy]:
             for r in newest
         ]
         drawn = front.pooled_draws(each, values, _seed(spec_id, protocol))
+        if scale.is_bounded:  # no seed's luck passes 100 %
+            drawn = drawn.clip(min(0.0, *values), max(1.0, *values))
         value = statistics.fmean(values)
         found.append(
             Accuracy(spec_id, name, scale, kind, protocol, value, front.interval_of(value, drawn), drawn, tuple(newest))
@@ -161,6 +163,7 @@ class Cost:
     is_reference: bool = False
     provenance: tuple[tuple[str, str], ...] = ()
     run_ids: tuple[int, ...] = ()
+    is_exact: bool = False  # a measured time without samples or an interval
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -175,7 +178,7 @@ class Place:
     caption: str
     setting: Setting | None = None
     reference: str = ""
-    strangers: tuple[str, ...] = ()  # timed beside another reference only
+    strangers: tuple[tuple[str, str], ...] = ()  # (spec_id, name): timed beside another reference only
 
     @property
     def slug(self) -> tuple[str, ...]:
@@ -209,7 +212,8 @@ def _latency_place(setting: Setting, rows: Sequence[TimingRow], say: Words) -> P
     nets: dict[tuple[str, str], list[TimingRow]] = {}
     for row in ours:
         nets.setdefault((row.spec_id, row.form), []).append(row)
-    strangers = {r.name for r in rows if (r.spec_id, r.form) not in nets}
+    here = {spec_id for spec_id, _ in nets}
+    strangers = {(r.spec_id, r.name) for r in rows if r.spec_id not in here and not r.is_reference}
     beside = {r.session: _level_of(r.beside, setting) for r in ours if r.beside}
     unit_s = statistics.median(beside.values()) if beside else statistics.median(r.time_s / r.ratio for r in ours)
     draws = _how_many(len(nets))
@@ -228,7 +232,8 @@ def _latency_place(setting: Setting, rows: Sequence[TimingRow], say: Words) -> P
         costs.append(
             Cost(
                 spec_id, shown[-1].name, form, value, front.interval_of(value, drawn), drawn,
-                not measured, _timing_provenance(shown), tuple(r.run_id for r in shown),
+                not measured, _timing_provenance(shown, say), tuple(r.run_id for r in shown),
+                bool(measured) and not any(r.own or tables.has_interval(r.ratio_low, r.ratio_high) for r in measured),
             )
         )  # fmt: skip
     axis = Axis("latency", say("latency_wall" if setting.has_wall_times else "latency_cpu"), "ms", 1e3, True)
@@ -242,11 +247,11 @@ def _latency_place(setting: Setting, rows: Sequence[TimingRow], say: Words) -> P
         ("threads", str(setting.threads)),
         ("precision", setting.precision),
         ("input", "×".join(map(str, setting.input))),
-        ("pace", "back to back" if setting.pace_fps is None else f"{setting.pace_fps:g} fps"),
+        ("pace", say.t("back to back") if setting.pace_fps is None else f"{setting.pace_fps:g} fps"),
         ("machine", setting.machine),
     )
     return Place(
-        axis, "latency", setting.title, facets, tuple(costs), caption, setting, base[0], tuple(sorted(strangers))
+        axis, "latency", say.setting(setting), facets, tuple(costs), caption, setting, base[0], tuple(sorted(strangers))
     )
 
 
@@ -287,19 +292,19 @@ def _ratio_draws(row: TimingRow, draws: int, cache: dict[Any, Any]) -> np.ndarra
     return drawn * (row.ratio / centre)  # centred on what is stored
 
 
-def _timing_provenance(rows: Sequence[TimingRow]) -> tuple[tuple[str, str], ...]:
+def _timing_provenance(rows: Sequence[TimingRow], say: Words) -> tuple[tuple[str, str], ...]:
     last = rows[-1]
     told = [
-        ("latency runs", ", ".join(str(r.run_id) for r in rows[-8:])),
-        ("measured", last.created_utc[:16].replace("T", " ") + " UTC"),
-        ("conditions", conditions_words(last)),
+        (say.t("latency runs"), ", ".join(str(r.run_id) for r in rows[-8:])),
+        (say.t("measured"), last.created_utc[:16].replace("T", " ") + " UTC"),
+        (say.t("conditions"), conditions_words(last, say)),
     ]
     if not last.is_steady and last.doubts:
-        told.append(("not steady", "; ".join(last.doubts)))
+        told.append((say.t("not steady"), "; ".join(last.doubts)))
     return tuple(told)
 
 
-def conditions_words(row: TimingRow) -> str:
+def conditions_words(row: TimingRow, say: Words) -> str:
     """The machine's state around a session, as far as the device tells it."""
     before, after = row.before, row.after
     told = []
@@ -308,13 +313,14 @@ def conditions_words(row: TimingRow) -> str:
         first = a[0] if isinstance(a, list) and a else a
         last = b[0] if isinstance(b, list) and b else b
         if isinstance(first, (int, float, str)) and isinstance(last, (int, float, str)):
-            told.append(f"{title} {first}{unit}" + (f" → {last}{unit}" if first != last else ""))
+            told.append(f"{say.t(title)} {first}{unit}" + (f" → {last}{unit}" if first != last else ""))
     thermal = [max(v.values()) for v in (before.get("thermal_c"), after.get("thermal_c")) if isinstance(v, dict) and v]
     if len(thermal) == 2:
-        told.append(f"hottest zone {thermal[0]:.0f} → {thermal[1]:.0f} °C")
-    told.append("machine busy" if row.is_busy else "machine free")
-    told.append("steady" if row.is_steady else "not steady")
-    return ", ".join(told)
+        first, last = (f"{heat:.0f}" for heat in thermal)
+        told.append(say.t("hottest zone {first} → {last} °C", first=first, last=last))
+    told.append(say.t("machine busy" if row.is_busy else "machine free"))
+    told.append(say.t("steady" if row.is_steady else "not steady"))
+    return say.join(*told)
 
 
 COUNTED = {"macs": ("M", 1e-6), "params": ("M", 1e-6), "activations": ("M", 1e-6)}
@@ -325,15 +331,17 @@ def _counted_places(axis: str, profiles: Mapping[str, ProfileRow], say: Words) -
     for spec_id, profile in profiles.items():
         size, value = counted(axis, profile.result)
         if value is not None:
-            run = "computed for this report" if profile.run_id is None else f"profile run {profile.run_id}"
-            told = (("counted", run),)
+            run = say.t("computed for this report")
+            if profile.run_id is not None:
+                run = say.t("profile run {run}", run=profile.run_id)
+            told = ((say.t("counted"), run),)
             groups.setdefault(size, []).append(
                 Cost(spec_id, profile.name, "deploy", float(value), None, None, False, told)
             )
     unit, factor = COUNTED[axis]
     made = []
     for size, costs in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
-        shown = size or "any size"
+        shown = size or say.t("any size")
         caption = say("caption_count", size=shown)
         facets = (("input", size),) if size else ()
         title = shown
@@ -379,12 +387,13 @@ def _chart(
     if not pairs:
         return None
     forms = {c.form for c, _ in pairs}
-    competing = "deploy" if "deploy" in forms else next(iter(forms))
+    competing = "deploy" if "deploy" in forms else min(forms)
     names = _unique_names([c for c, _ in pairs])
     marks: list[Mark | None] = [None] * len(pairs)
     fronts: list[Front] = []
     ties: list[tuple[str, str]] = []
     best: Advice | None = None
+    still_open = 0.0
     draws = _how_many(len(pairs))
     protocols = sorted({(KINDS.index(a.kind), a.protocol) for _, a in pairs})
     for kind, protocol in protocols:
@@ -401,6 +410,7 @@ def _chart(
             drawn_y = np.stack([_draws_of(pairs[i][1].draws, pairs[i][1].value, draws) for i in inside], axis=1)
             belongs = front.membership(drawn_x, better * drawn_y)
             share = belongs.mean(0)
+            still_open += float((share * (1 - share)).sum())
             if KINDS[kind] != "published" or len(protocols) == 1:
                 advice = _advice(belongs, drawn_x, drawn_y, [pairs[i] for i in inside], place, names)
                 if advice is not None and (best is None or advice.settled > best.settled):
@@ -418,17 +428,21 @@ def _chart(
             k = at.get(i)
             cost, accuracy = pairs[i]
             marks[i] = _mark(
-                cost, accuracy, names[cost.spec_id], stored, place,
+                cost, accuracy, names[cost.spec_id], stored, place, say,
                 k is not None and is_on[k], k is not None and level[k], 0.0 if k is None else float(share[k]),
             )  # fmt: skip
     made = [m for m in marks if m is not None]
     kept = thinned(made, MOST_MARKS)
     percent = scale.is_share
-    y_axis = Axis(scale.metric, scale.title, "%" if percent else "", 100.0 if percent else 1.0)
+    y_axis = Axis(
+        scale.metric, scale.title, "%" if percent else "", 100.0 if percent else 1.0,
+        least=0.0 if scale.is_bounded else None, most=1.0 if scale.is_bounded else None,
+    )  # fmt: skip
     title = say("pareto_title", scale=scale.title, x=place.axis.title)
     caption = say(
-        "pareto_caption", scale=scale.title, x=place.axis.title, count=len({m.spec_id for m in made}), place=place.title
-    )
+        "pareto_caption", scale=scale.title, x=place.axis.title, nets=say.many("net", len({m.spec_id for m in made})),
+        place=place.title,
+    )  # fmt: skip
     caption += place.caption
     if any(m.x_low is not None or m.y_low is not None for m in made):
         caption += say("caption_front", draws=draws)
@@ -446,8 +460,57 @@ def _chart(
         key, title, place.axis_key,
         place.facets, scale.title, place.axis, y_axis, tuple(kept), tuple(fronts), tuple(ties), best, caption, is_main,
         options.budget_s if place.axis_key == "latency" else None, tuple(levels), tuple(lines), len(made) - len(kept),
-        scale.is_loss,
+        scale.is_loss, _gaps(place, scale, by_spec, stored, competing), still_open,
+        _taken_as_exact(pairs, place, names),
     )  # fmt: skip
+
+
+def _gaps(
+    place: Place, scale: Scale, accurate: Mapping[str, Sequence[Accuracy]], stored: Stored, form: str
+) -> tuple[Gap, ...]:
+    """Who would be on the chart but for one number: those without a cost, the most accurate first; then those without
+    an accuracy, the cheapest first. Published figures of nets that were never measured are not candidates.
+    """
+    there = {c.spec_id: c for c in place.costs if c.form == form or c.is_reference}
+    sign = -1.0 if scale.is_loss else 1.0
+    candidates = {
+        spec_id: max(sign * a.value for a in found if a.kind != "published")
+        for spec_id, found in accurate.items()
+        if any(a.kind != "published" for a in found)
+    }
+    names = {spec_id: found[0].name for spec_id, found in accurate.items()}
+    no_cost = sorted((i for i in candidates if i not in there), key=lambda i: (-candidates[i], names[i]))
+    no_accuracy = sorted(
+        (c for i, c in there.items() if i not in accurate and not c.is_reference), key=lambda c: (c.value, c.name)
+    )
+    if place.axis_key == "latency":
+        commands = [_bench_command(names[i], place.setting) for i in no_cost]
+    else:
+        commands = [f"bblab profile {names[i]}" for i in no_cost]
+    made_by = {t.run_id: t.recipe for t in stored.trainings}
+    runs = (r.run_id for found in accurate.values() for a in found if a.kind == "own" for r in a.rows)
+    recipes = Counter(made_by[i] for i in runs if i is not None and i in made_by)
+    return (
+        *(Gap(names[i], "x", command) for i, command in zip(no_cost, commands, strict=True)),
+        *(Gap(c.name, "y", _accuracy_command(c.name, scale, recipes)) for c in no_accuracy),
+    )
+
+
+def _accuracy_command(name: str, scale: Scale, recipes: Counter[str]) -> str:
+    """What gives a net the accuracy that the others have."""
+    if recipes:
+        return f"bblab pretrain {name} --recipe {recipes.most_common(1)[0][0]}"
+    return f"bblab record {name} --metric {scale.metric}=VALUE" if not scale.is_share else f"bblab pretrain {name}"
+
+
+def _taken_as_exact(pairs: Sequence[tuple[Cost, Accuracy]], place: Place, names: Mapping[str, str]) -> tuple[str, ...]:
+    """Who has a number without any known spread: an accuracy without an interval, a latency without one or samples."""
+    found = {
+        names[cost.spec_id]
+        for cost, accuracy in pairs
+        if accuracy.interval is None or (place.axis_key == "latency" and cost.is_exact)
+    }
+    return tuple(sorted(found))
 
 
 def _unique_keys(charts: Sequence[ParetoChart]) -> list[ParetoChart]:
@@ -466,6 +529,7 @@ def _mark(
     name: str,
     stored: Stored,
     place: Place,
+    say: Words,
     is_on: bool,
     is_level: bool,
     probability: float,
@@ -473,29 +537,32 @@ def _mark(
     profile = stored.profiles.get(cost.spec_id)
     params = counted("params", profile.result)[1] if profile else None
     x, y = cost.interval, accuracy.interval
-    told = [("spec", f"{cost.name} ({cost.spec_id})"), ("form", cost.form)]
+    told = [(say.t("spec"), f"{cost.name} ({cost.spec_id})"), (say.t("form"), say.t(cost.form))]
     if place.setting is not None:
-        told.append(("setting", place.title))
-    told += [*cost.provenance, ("accuracy from", _accuracy_words(accuracy))]
+        told.append((say.t("setting"), place.title))
+    source = _accuracy_words(accuracy, say)
+    told += [*cost.provenance, (say.t("accuracy from"), source)]
     return Mark(
         f"{cost.spec_id} {cost.form} {accuracy.kind} {accuracy.protocol}", cost.spec_id, name, cost.form,
         stored.families.get(cost.spec_id, "other"), cost.value, x.low if x else None, x.high if x else None,
         accuracy.value, y.low if y else None, y.high if y else None, accuracy.kind, accuracy.protocol,
-        is_on, is_level, probability, params, cost.is_reference, tuple(told),
+        is_on, is_level, probability, params, cost.is_reference, tuple(told), source, cost.is_exact,
     )  # fmt: skip
 
 
-def _accuracy_words(accuracy: Accuracy) -> str:
+def _accuracy_words(accuracy: Accuracy, say: Words) -> str:
     last = accuracy.rows[-1]
     if accuracy.kind == "published":
-        return f"published: {last.citation}" + (f" ({last.remark})" if last.remark else "")
+        return say.t("published: {source}", source=_citation(last))
     ids = ", ".join(str(r.run_id) for r in accuracy.rows)
+    runs = "run" if len(accuracy.rows) == 1 else "runs"
     if accuracy.kind == "recorded":
-        told = f"run{'s' * (len(accuracy.rows) > 1)} {ids}: recorded"
-        return told + (f" ({last.remark})" if last.remark else "")
+        return say.t(f"{runs} {{ids}}: recorded", ids=ids) + (f" ({last.remark})" if last.remark else "")
     seeds = [str(r.seed) for r in accuracy.rows if r.seed is not None]
-    told = f"run{'s' * (len(accuracy.rows) > 1)} {ids}: {accuracy.protocol}"
-    return told + (f", seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" if seeds else "")
+    told = say.t(f"{runs} {{ids}}: {{protocol}}", ids=ids, protocol=accuracy.protocol)
+    if seeds:
+        told += say.t(", seed {seeds}" if len(seeds) == 1 else ", seeds {seeds}", seeds=", ".join(seeds))
+    return told
 
 
 def _draws_of(draws: np.ndarray | None, value: float, count: int) -> np.ndarray:
@@ -637,7 +704,7 @@ COLUMNS = tables.columns_of(
 )
 
 
-def _table(charts: Sequence[ParetoChart], sources: Mapping[str, str]) -> Table:
+def _table(charts: Sequence[ParetoChart], sources: Mapping[str, str], say: Words) -> Table:
     """Every point of the main charts: the front first, then by cost."""
     from dataclasses import replace as with_
 
@@ -646,8 +713,7 @@ def _table(charts: Sequence[ParetoChart], sources: Mapping[str, str]) -> Table:
     one_scale = charts[0].y if charts and len({c.y.unit for c in charts}) == 1 else None
     for number, chart in enumerate(charts, 1):
         for m in sorted(chart.marks, key=lambda m: (not m.is_on_front, m.x)):
-            told = dict(m.provenance)
-            mark = next((s for text, s in sources.items() if told["accuracy from"] == f"published: {text}"), "")
+            mark = next((s for text, s in sources.items() if m.source == say.t("published: {source}", source=text)), "")
             accuracy = tables.with_interval(m.y, m.y_low, m.y_high, chart.y.factor)
             if m.kind == "published":
                 accuracy = tables.marked(f"{round(m.y * chart.y.factor, 6):g}", mark)  # as printed by its source
@@ -655,13 +721,14 @@ def _table(charts: Sequence[ParetoChart], sources: Mapping[str, str]) -> Table:
             place = "=" if m.is_level else place
             cells.append(
                 (
-                    str(number), m.name, m.form, accuracy, "", "",
+                    str(number), m.name, say.t(m.form), accuracy, "", "",
                     tables.with_interval(m.x, m.x_low, m.x_high, chart.x.factor), "", "",
                     "–" if m.params is None else tables.significant(m.params / 1e6),
                     "–"
                     if (m.form != "deploy" and not m.is_on_front) or not chart.has_intervals
                     else f"{m.probability:.2f}",
-                    {"●": "front", "=": "level with it", "✗": ""}[place], m.kind, "", "", "", "", "",
+                    {"●": say.t("front"), "=": say.t("level with it"), "✗": ""}[place], say.t(m.kind),
+                    "", "", "", "", "",
                 )
             )  # fmt: skip
             provenance = "; ".join(f"{k}: {v}" for k, v in m.provenance)
@@ -671,14 +738,14 @@ def _table(charts: Sequence[ParetoChart], sources: Mapping[str, str]) -> Table:
                 ", ".join(f"{k} {v}" for k, v in chart.place if v), provenance,
             )  # fmt: skip
             values.append(row)
-    columns = list(COLUMNS)
+    columns = list(say.columns(COLUMNS))
     if len(charts) == 1:
         columns[0] = with_(columns[0], title="")
     if one_scale is not None:
         columns[3] = with_(columns[3], unit=f"{one_scale.unit}, 95 %".strip(", "))
     if one_cost is not None:
         columns[6] = with_(
-            columns[6], title="MACs" if one_cost.key == "macs" else one_cost.key, unit=f"{one_cost.unit}, 95 %"
+            columns[6], title="MACs" if one_cost.key == "macs" else say.t(one_cost.key), unit=f"{one_cost.unit}, 95 %"
         )
         if one_cost.key != "latency":
             columns[6] = with_(columns[6], unit=one_cost.unit)
@@ -692,48 +759,67 @@ def _apart(
     charts: Sequence[ParetoChart],
     scales: Sequence[Scale],
     options: Options,
+    say: Words,
 ) -> Table:
     """Who has one of the two only, and the command for the other."""
-    drawn = {(c.x.key, dict(c.place).get("device"), m.spec_id) for c in charts for m in c.marks}
-    drawn_ids = {spec_id for _, _, spec_id in drawn}
-    accurate = {a.spec_id: a for a in accuracies if a.scale in scales and (a.kind != "published" or not scales)}
-    published_only = {a.spec_id: a for a in accuracies if a.scale in scales and a.kind == "published"}
+    drawn = {m.spec_id for c in charts for m in c.marks}
+    on_scale = {a.spec_id: a for a in accuracies if a.scale in scales and a.kind == "published"}
+    on_scale |= {a.spec_id: a for a in accuracies if a.scale in scales and a.kind != "published"}
     rows: dict[str, tuple[str, str, str]] = {}
     for place in places:
         for cost in place.costs:
-            if cost.spec_id in drawn_ids or cost.spec_id in rows:
+            if cost.spec_id in drawn or cost.spec_id in rows:
                 continue
             what = tables.with_interval(cost.value, *_ends(cost.interval), place.axis.factor)
-            elsewhere = next((a for a in accuracies if a.spec_id == cost.spec_id), None)
-            missing = "no accuracy" if elsewhere is None else f"its accuracy is another: {elsewhere.scale.title}"
-            if elsewhere is not None and elsewhere.kind == "published" and elsewhere.scale in scales:
-                missing = "a published accuracy only: --with-published"
-            rows[cost.spec_id] = (cost.name, f"{what} {place.axis.unit}", missing)
-        for name in place.strangers:
-            key = f"stranger {name}"
-            if not any(name == r[0] for r in rows.values()) and key not in rows:
-                rows[key] = (name, f"timed, but not beside {place.reference}",
-                             f"no common reference: {_bench_command(name, place.setting)}")  # fmt: skip
-    for spec_id, accuracy in {**published_only, **accurate}.items():
-        if spec_id in drawn_ids or spec_id in rows:
+            missing = _no_accuracy(cost.spec_id, accuracies, scales, stored, say)
+            rows[cost.spec_id] = (cost.name, f"{what} {place.axis.unit}".strip(), missing)
+        for spec_id, name in place.strangers:
+            if spec_id not in drawn and spec_id not in rows:
+                command = _bench_command(name, place.setting)
+                rows[spec_id] = (
+                    name, say("apart_stranger", reference=place.reference), say("apart_reference", command=command)
+                )  # fmt: skip
+    for spec_id, accuracy in on_scale.items():
+        if spec_id in drawn or spec_id in rows:
             continue
         if accuracy.kind == "published" and not options.names:
             continue  # the zoo's figures are not candidates
-        axis = options.against
-        need = "no latency: bblab bench" if axis == "latency" else f"no {axis}: bblab profile"
+        command = f"bblab {'bench' if options.against == 'latency' else 'profile'} {accuracy.name}"
+        missing = say("apart_no_cost", what=say(f"{options.against}_word"), command=command)
         shown = tables.with_interval(accuracy.value, *_ends(accuracy.interval), 100.0 if accuracy.scale.is_share else 1)
-        rows[spec_id] = (accuracy.name, f"{shown} {accuracy.scale.title}", f"{need} {accuracy.name}")
+        unit = " %" if accuracy.scale.is_share else ""
+        rows[spec_id] = (accuracy.name, f"{shown}{unit} {accuracy.scale.title}", missing)
     for row in stored.accuracies:
-        if not math.isfinite(row.value) and row.spec_id not in rows and row.spec_id not in drawn_ids:
-            rows[row.spec_id] = (row.name, f"run {row.run_id}", "its accuracy is not a number")
-    columns = tables.columns_of(
+        if not math.isfinite(row.value) and row.spec_id not in rows and row.spec_id not in drawn:
+            known = say("run_n", run=row.run_id)
+            rows[row.spec_id] = (row.name, known, say("apart_not_a_number", run=row.run_id))
+    columns = say.columns(tables.columns_of(
         ("net", "name", "", "left"), ("what is known", "known", "", "left"), ("what is missing", "missing", "", "left")
-    )
+    ))  # fmt: skip
     ordered = sorted(rows.values())
     return Table(columns, tuple(ordered), tuple(ordered))
 
 
-def _trackers(stored: Stored, scales: Sequence[Scale], sources: Mapping[str, str]) -> Table:
+def _no_accuracy(
+    spec_id: str, accuracies: Sequence[Accuracy], scales: Sequence[Scale], stored: Stored, say: Words
+) -> str:
+    """Why a net that has a cost is on no chart, as it is stored."""
+    own = [a for a in accuracies if a.spec_id == spec_id]
+    if any(a.scale in scales for a in own):
+        return say("apart_published")
+    others = sorted({a.scale for a in own})
+    if others:
+        metrics = " / ".join(f"--accuracy {m}" for m in dict.fromkeys(s.metric for s in others))
+        here = "; ".join(s.title for s in scales) or say("accuracy")
+        return say("apart_other_scale", here=here, others="; ".join(s.title for s in others), command=metrics)
+    broken = next((r for r in stored.accuracies if r.spec_id == spec_id and not math.isfinite(r.value)), None)
+    if broken is not None:
+        return say("apart_not_a_number", run=broken.run_id)
+    trained = [t.run_id for t in stored.trainings if t.spec_id == spec_id and not t.is_from_log]
+    return say("apart_unfinished", run=max(trained)) if trained else say("apart_no_accuracy")
+
+
+def _trackers(stored: Stored, scales: Sequence[Scale], sources: Mapping[str, str], say: Words) -> Table:
     """Published trackers on the chosen scales; costs and speeds are the whole tracker's."""
     columns = tables.columns_of(
         ("tracker", "tracker", "", "left"), ("score", "metric", "", "left"), ("value", "value", "", "right"),
@@ -750,7 +836,7 @@ def _trackers(stored: Stored, scales: Sequence[Scale], sources: Mapping[str, str
         speeds = tables.marked(p.speeds, sources.get(p.speed_source, "")) if p.speeds else "–"
         cells.append((p.name, p.scale.title, value, params, macs, speeds, ""))
         values.append((p.name, p.scale.title, p.value, p.params, p.macs, p.speeds, p.source))
-    return Table(columns, tuple(cells), tuple(values))
+    return Table(say.columns(columns), tuple(cells), tuple(values))
 
 
 def _ends(interval: front.Interval | None) -> tuple[float | None, float | None]:
@@ -763,31 +849,38 @@ def _notes(
     accuracies: Sequence[Accuracy],
     options: Options,
     stored: Stored,
+    say: Words,
 ) -> list[str]:
     notes = []
     for number, chart in enumerate(charts, 1):
-        which = f"chart {number}: " if len(charts) > 1 else ""
+        which = say.t("chart {number}: ", number=number) if len(charts) > 1 else ""
         unsure = sorted({m.name for m in chart.marks if m.y_low is None and m.kind != "published"})
         if unsure:
-            notes.append(f"{which}taken as exact, for no interval is known: accuracy of {_some(unsure)}")
+            text = "taken as exact, for no interval is known: accuracy of {names}"
+            notes.append(which + say.t(text, names=_some(unsure, say)))
+        if chart.axis == "latency" and (untold := sorted({m.name for m in chart.marks if m.is_x_exact})):
+            text = "taken as exact, for no interval is known: latency of {names}"
+            notes.append(which + say.t(text, names=_some(untold, say)))
         if any(m.kind == "published" for m in chart.marks):
-            notes.append(f"{which}published accuracies are as printed, without an interval")
+            notes.append(which + say.t("published accuracies are as printed, without an interval"))
         if chart.levels:
-            notes.append(f"{which}lines are published trackers on their own devices: accuracy only")
+            notes.append(which + say.t("lines are published trackers on their own devices: accuracy only"))
     if options.with_published and not any(p.scale in scales for p in stored.published):
         known = ", ".join(dict.fromkeys(p.scale.metric for p in stored.published))
-        notes.append(f"published trackers are on other scales: --accuracy with one of {known}")
+        notes.append(say.t("published trackers are on other scales: --accuracy with one of {known}", known=known))
     if (
         scales
         and any(a.scale in scales for a in accuracies)
         and all(a.kind == "published" for a in accuracies if a.scale in scales)
     ):
-        notes.append("no accuracy of your own is stored: these are published ones (bblab pretrain, bblab record)")
+        notes.append(
+            say.t("no accuracy of your own is stored: these are published ones (bblab pretrain, bblab record)")
+        )
     return notes
 
 
-def _some(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _some(names: Sequence[str], say: Words, most: int = 8) -> str:
+    return ", ".join(names[:most]) + (say.and_more(len(names) - most) if len(names) > most else "")
 
 
 def _details(stored: Stored, charts: Sequence[ParetoChart]) -> dict[str, dict[str, Any]]:

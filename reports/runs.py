@@ -28,7 +28,7 @@ def runs(stored: Stored, options: Options) -> Page:
         newest = {r.spec_id: r.run_id for r in ordered}
         bold = set(sorted(newest.values())[-MOST_BOLD:])
         for key, axis in SHOWN:
-            curves = [_curve(r, key, r.run_id not in bold) for r in ordered]
+            curves = [_curve(r, key, r.run_id not in bold, say) for r in ordered]
             curves = [c for c in curves if c.points]
             if not curves:
                 continue
@@ -55,7 +55,7 @@ def runs(stored: Stored, options: Options) -> Page:
         )  # fmt: skip
         values.append((r.run_id, r.created_utc, r.name, r.recipe, r.data, r.seed, len(r.curve), loss, low, top1))
     return Page(
-        "runs", Table(COLUMNS, tuple(cells), tuple(values)), (), tuple(charts),
+        "runs", Table(say.columns(COLUMNS), tuple(cells), tuple(values)), (), tuple(charts),
         heading=charts[0].title if charts else say("curves_title", what=say("loss")), about=stored.about,
     )  # fmt: skip
 
@@ -68,11 +68,12 @@ COLUMNS = tables.columns_of(
 )  # fmt: skip
 
 
-def _curve(row: TrainingRow, key: str, is_faint: bool) -> Curve:
+def _curve(row: TrainingRow, key: str, is_faint: bool, say: Words) -> Curve:
     points = tuple((float(p["epoch"]), float(p[key])) for p in row.curve if p.get(key) is not None)
-    seed = "" if row.seed is None else f", seed {row.seed}"
-    told = (("run", str(row.run_id)), ("spec", row.spec_id), ("measured", row.created_utc[:16].replace("T", " ")))
-    return Curve(f"{row.name} (run {row.run_id}{seed})", points, is_faint, told)
+    seed = "" if row.seed is None else say.t(", seed {seeds}", seeds=row.seed)
+    when = row.created_utc[:16].replace("T", " ")
+    told = ((say.t("run"), str(row.run_id)), (say.t("spec"), row.spec_id), (say.t("measured"), when))
+    return Curve(say.t("{name} (run {run}{seed})", name=row.name, run=row.run_id, seed=seed), points, is_faint, told)
 
 
 def _last(row: TrainingRow, key: str) -> float | None:

@@ -33,17 +33,17 @@ def spec_card(stored: Stored, options: Options) -> Page:
     notes = []
     for profile in profiles[:6]:
         charts += _charts(profile, stored, say)
-        sections += _sections(profile, stored)
-        rows += _stage_rows(profile)
+        sections += _sections(profile, stored, say)
+        rows += _stage_rows(profile, say)
     if len(profiles) > 6:
-        notes.append(f"{len(profiles) - 6} more specs were asked for: the first six are shown")
+        notes.append(say.t("{count} more specs were asked for: the first six are shown", count=len(profiles) - 6))
     if not all(p.spec_id in stored.fields for p in profiles[:6]):
-        notes.append("no effective receptive field where the net is not built on this machine")
+        notes.append(say.t("no effective receptive field where the net is not built on this machine"))
     cells = tuple(shown for shown, _ in rows)
     values = tuple(raw for _, raw in rows)
     return Page(
         "spec_card",
-        Table(COLUMNS, cells, values),
+        Table(say.columns(COLUMNS), cells, values),
         tuple(notes),
         tuple(charts),
         tuple(sections),
@@ -60,7 +60,7 @@ COLUMNS = tables.columns_of(
 )  # fmt: skip
 
 
-def _stage_rows(profile: ProfileRow) -> list[tuple[tuple[str, ...], tuple[Any, ...]]]:
+def _stage_rows(profile: ProfileRow, say: Words) -> list[tuple[tuple[str, ...], tuple[Any, ...]]]:
     found = []
     for m in _maps(profile):
         cost = m.get("forms", {}).get("deploy", {})
@@ -71,7 +71,7 @@ def _stage_rows(profile: ProfileRow) -> list[tuple[tuple[str, ...], tuple[Any, .
         )  # fmt: skip
         scaled = [(cost.get(k), f) for (k, _), f in zip(COSTS, (1e3, 1e6, 1e3, 1e3, 1e6), strict=True)]
         shown = (
-            profile.name, m["stage"] + (" ◂ tap" if m.get("is_tap") else ""), raw[2], str(m["stride"]),
+            profile.name, m["stage"] + (f" ◂ {say.t('tap')}" if m.get("is_tap") else ""), raw[2], str(m["stride"]),
             "–" if rf is None else f"{rf}{'+' if m.get('is_receptive_field_global') else ''}",
             *("–" if v is None else tables.significant(v / f) for v, f in scaled),
         )  # fmt: skip
@@ -140,7 +140,7 @@ def _costs(profile: ProfileRow, say: Words) -> Bars:
         raw = [m.get("forms", {}).get("deploy", {}).get(key) for m in maps]
         total = sum(v or 0 for v in raw) or 1
         written = tuple("–" if v is None else f"{_si(v)}  {v / total:.0%}" for v in raw)
-        series.append((title, tuple(None if v is None else v / total for v in raw), written))
+        series.append((say.t(title), tuple(None if v is None else v / total for v in raw), written))
     names = tuple(m["stage"] for m in maps)
     return Bars(_key(profile, "cost"), f"{profile.name}: {say('cost_title')}", names, tuple(series))
 
@@ -162,7 +162,7 @@ def _growth(profile: ProfileRow, say: Words) -> LineChart | None:
     if tracker:
         size = tracker["template"]["size"]
         level = Level(f"{say('template')} {size} px", float(size))
-    curve = Curve(profile.name, tuple(points), provenance=(("spec", profile.spec_id),))
+    curve = Curve(profile.name, tuple(points), provenance=((say.t("spec"), profile.spec_id),))
     return LineChart(
         _key(profile, "receptive-field"), f"{profile.name}: {say('rf_title')}", Axis("stage", say("stage")),
         Axis("receptive_field", say("receptive_field"), "px", is_log=True), (curve,), level=level,
@@ -181,9 +181,10 @@ def _heat(profile: ProfileRow, field: FieldRow, say: Words) -> Heat:
     if rf and rf < side:
         squares.append((f"{say('theory')}, {rf} px", float(rf)))
     squares.append((f"{say('holds', share='95 %')}: {field.side_95_px} px", float(field.side_95_px)))
-    caption = (
-        f"absolute gradient of the central unit of the last tap, {field.images} images of noise, random weights, "
-        "deploy form; square root of the share of the largest (Luo et al. 2016, arXiv:1701.04128)"
+    caption = say.t(
+        "absolute gradient of the central unit of the last tap, {images} images of noise, random weights, deploy form; "
+        "square root of the share of the largest (Luo et al. 2016, arXiv:1701.04128)",
+        images=field.images,
     )
     rows = tuple(tuple(value**0.5 for value in row) for row in field.rows)
     return Heat(_key(profile, "effective"), f"{profile.name}: {say('erf_title')}", rows, tuple(squares), field.centre,
@@ -196,22 +197,23 @@ def _operators(row: OperatorsRow, number: int, say: Words) -> Bars:
     written = tuple(f"{tables.significant(seconds * 1e3)} ms  {share:.0%}" for _, _, seconds, share in order)
     ops = sorted(row.ops, key=lambda p: -p[2])[: len(order)]
     names = tuple(f"{name} {kind}".strip() for name, kind, _, _ in order)
-    caption = f"run {row.run_id}: {row.setting}"
+    caption = say.t("run {run}: {setting}", run=row.run_id, setting=row.setting)
     if len(row.parts) > len(order):
-        caption += f"; the {len(order)} costliest of {len(row.parts)} rows"
+        caption += say.t("; the {shown} costliest of {all} rows", shown=len(order), all=len(row.parts))
     told = "; ".join(f"{name} {share:.0%}" for name, _, _, share in ops[:6])
     return Bars(
         f"time-{number}-" + "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in row.name).split()),
-        f"{row.name}: {say('time_title')} ({row.form})", names,
-        ((say("time_of_row"), tuple(share for *_, share in order), written),), f"{caption}; by sort: {told}",
+        f"{row.name}: {say('time_title')} ({say.t(row.form)})", names,
+        ((say("time_of_row"), tuple(share for *_, share in order), written),),
+        caption + say.t("; by sort: {sorts}", sorts=told),
     )  # fmt: skip
 
 
-def _told(value: Any) -> str:
-    return "" if value in (None, False) else "yes" if value is True else str(value)
+def _told(value: Any, say: Words) -> str:
+    return "" if value in (None, False) else say.t("yes" if value is True else str(value))
 
 
-def _sections(profile: ProfileRow, stored: Stored) -> list[tuple[str, Table]]:
+def _sections(profile: ProfileRow, stored: Stored, say: Words) -> list[tuple[str, Table]]:
     made = []
     result = profile.result
     timed = {}
@@ -226,18 +228,18 @@ def _sections(profile: ProfileRow, stored: Stored) -> list[tuple[str, Table]]:
         )  # fmt: skip
         rows = sorted(timed.items(), key=lambda item: (item[0][0].title, item[0][1]))
         cells = tuple(
-            (form, tables.with_interval(t.ratio, t.ratio_low, t.ratio_high), "", "",
-             tables.significant(t.time_s * 1e3), setting.title, str(t.run_id))
+            (say.t(form), tables.with_interval(t.ratio, t.ratio_low, t.ratio_high), "", "",
+             tables.significant(t.time_s * 1e3), say.setting(setting), str(t.run_id))
             for (setting, form), t in rows
         )  # fmt: skip
         values = tuple((f, t.ratio, t.ratio_low, t.ratio_high, t.time_s, s.title, t.run_id) for (s, f), t in rows)
-        made.append((f"{profile.name}: latency", Table(columns, cells, values)))
+        made.append((say.t("{name}: latency", name=profile.name), Table(say.columns(columns), cells, values)))
     found = result.get("findings") or []
     columns = tables.columns_of(
         ("severity", "severity", "", "left"), ("rule", "rule", "", "left"), ("where", "where", "", "left"),
         ("finding", "message", "", "left"), ("waived", "waived", "", "left"),
     )  # fmt: skip
-    told = tuple(tuple(_told(f.get(k)) for k in ("severity", "rule", "where", "message", "waived")) for f in found)
+    told = tuple(tuple(_told(f.get(k), say) for k in ("severity", "rule", "where", "message", "waived")) for f in found)
     if told:
-        made.append((f"{profile.name}: findings", Table(columns, told, told)))
+        made.append((say.t("{name}: findings", name=profile.name), Table(say.columns(columns), told, told)))
     return made

@@ -50,6 +50,8 @@ def report(
 
     Without a name: accuracy against latency, with the front and how sure it is.
     """
+    from bblab.reports.kit.words import Words
+
     opened = common.open_lab(lab)
     page, written = opened.report(
         name,
@@ -67,15 +69,17 @@ def report(
     if json:
         common.write_json(json, as_json(page))
     if json != "-":
-        _print(page)
+        _print(page, lang)
     for notice in opened.notices:
         common.warn(notice)
     if json != "-":
         html = next(path for path in written if path.suffix == ".html")
         others = sorted({p.suffix[1:] for p in written if p.suffix != ".html"})
-        after = _next(page)
-        last = f"written {common.short(html)} and beside it {', '.join(others)}"
-        common.console().print(f"{last} · next: {after}", style="dim", markup=False, soft_wrap=True)
+        say = Words(lang)
+        after = say.t("next: {command}", command=_next(page, lang))
+        text = "written {page} and beside it {others}"
+        last = say.t(text, page=common.short(html), others=", ".join(others))
+        common.console().print(f"{last} · {after}", style="dim", markup=False, soft_wrap=True)
         if is_opened:
             import webbrowser
 
@@ -86,61 +90,67 @@ def report(
 MOST_PRINTED = 40
 
 
-def _print(page: Any) -> None:
+def _print(page: Any, lang: str) -> None:
     from dataclasses import replace
 
     from bblab.cli import tables
     from bblab.reports.kit.charts import ParetoChart
+    from bblab.reports.kit.verdict import conclusions
+    from bblab.reports.kit.words import Words
 
+    say = Words(lang)
     out = common.console()
     main = [c for c in page.charts if isinstance(c, ParetoChart) and c.is_main]
     for number, chart in enumerate(main[:6], 1):
-        out.print(f"chart {number}: {chart.caption}" if len(main) > 1 else chart.caption, markup=False, soft_wrap=True)
+        which = say.t("chart {number}: ", number=number) if len(main) > 1 else ""
+        out.print(which + chart.caption, markup=False, soft_wrap=True)
     if len(main) > 6:
-        out.print(f"... {len(main) - 6} more charts in the page; --select shows fewer", style="dim", markup=False)
+        text = say.t("… {count} more charts in the page; --select shows fewer", count=len(main) - 6)
+        out.print(text, style="dim", markup=False)
     if page.table.cells:
         shown = replace(page.table, cells=page.table.cells[:MOST_PRINTED])
         out.print()
         tables.print_whole(tables.rich_table(shown), out)
         if len(page.table.cells) > MOST_PRINTED:
-            more = len(page.table.cells) - MOST_PRINTED
-            out.print(f"... {more} more rows in the CSV file", style="dim", markup=False)
+            out.print(_more(len(page.table.cells), say, "CSV"), style="dim", markup=False)
     for mark, source in page.sources:
         out.print(f"[{mark}] {source}", style="dim", markup=False, soft_wrap=True)
     for title, table in page.sections:
         out.print(f"\n{title}", style="bold", markup=False)
         tables.print_whole(tables.rich_table(replace(table, cells=table.cells[:MOST_PRINTED])), out)
         if len(table.cells) > MOST_PRINTED:
-            more = len(table.cells) - MOST_PRINTED
-            out.print(f"... {more} more in the page's files", style="dim", markup=False)
+            out.print(_more(len(table.cells), say, "Markdown"), style="dim", markup=False)
     for note in page.notes:
         out.print(note, style="dim", markup=False, soft_wrap=True)
-    for chart in main:
-        if chart.advice is not None:
-            a = chart.advice
-            what = "latency" if a.what == "x" else "accuracy"
-            out.print(
-                f"measure next: the {what} of {a.name}; knowing it would settle {a.settled:.2f} of {a.open:.2f} "
-                "open places on the front",
-                markup=False,
-                soft_wrap=True,
-            )
+    for number, chart in enumerate(main[:6], 1):
+        for sentence in conclusions(chart, say):
+            which = say.t("chart {number}: ", number=number) if len(main) > 1 else ""
+            command = f" ({sentence.command})" if sentence.command else ""
+            out.print(f"{which}{sentence.text}{command}", markup=False, soft_wrap=True)
     out.print()
 
 
-def _next(page: Any) -> str:
+def _more(rows: int, say: Any, file: str) -> str:  # Words, imported where it is needed
+    left = rows - MOST_PRINTED
+    return "... " + str(say.t(f"{{count}} more row{'s' * (left != 1)} in the {file} file", count=left))
+
+
+def _next(page: Any, lang: str) -> str:
     """What would change the front most; else a closer look at its best."""
     from bblab.reports.kit.charts import ParetoChart
+    from bblab.reports.kit.verdict import conclusions
+    from bblab.reports.kit.words import Words
 
+    say = Words(lang)
     main = [c for c in page.charts if isinstance(c, ParetoChart) and c.is_main]
-    for chart in main:
-        if chart.advice is not None:
-            return str(chart.advice.command)
+    command = next((s.command for c in main for s in conclusions(c, say) if s.command), "")
+    if command:
+        return command
     best = next((m for c in main for m in c.marks if m.is_on_front), None)
     if best is not None:
         return f"bblab report spec_card {best.name}"
     if page.title == "pareto":
-        return "bblab pretrain SPEC or bblab record SPEC, for an accuracy"
+        return say.t("bblab pretrain SPEC or bblab record SPEC, for an accuracy")
     return "bblab report"
 
 

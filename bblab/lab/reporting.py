@@ -32,6 +32,7 @@ from bblab.reports.kit.stored import (
     TimingRow,
     TrainingRow,
 )
+from bblab.reports.kit.words import Words
 
 if TYPE_CHECKING:
     from bblab.lab import Lab
@@ -94,7 +95,7 @@ FINISHED = "done"
 
 
 def training_rows(
-    run: Run, samples: Callable[[], Mapping[str, Sequence[float]]]
+    run: Run, samples: Callable[[], Mapping[str, Sequence[float]]], say: Words
 ) -> tuple[TrainingRow, AccuracyRow | None]:
     """A stored pretraining: its curve, and its accuracy where it ran to its end."""
     i, r = run.inputs, run.result
@@ -119,9 +120,10 @@ def training_rows(
     if r.get("status") != FINISHED:
         return training, None
     value, low, high = (_number(r.get(f"top1_{key}percent")) for key in ("", "low_", "high_"))
-    protocol = f"{recipe['name']}, {planned} epochs at {recipe.get('resolution_px')} px"
+    epochs = "{recipe}, {epochs} epoch at {px} px" if planned == 1 else "{recipe}, {epochs} epochs at {px} px"
+    protocol = say.t(epochs, recipe=recipe["name"], epochs=planned, px=recipe.get("resolution_px"))
     if settings.get("weights"):
-        protocol += ", from weights"
+        protocol += say.t(", from weights")
     return training, AccuracyRow(
         run.id, run.created_utc, run.spec_id, run.name, Scale("top-1", name, "val" if name == IMAGENET else ""), "own",
         protocol, math.nan if value is None else value / 100, None if low is None else low / 100,
@@ -151,13 +153,12 @@ def _last_of_each(runs: Iterable[Run]) -> list[Run]:
     return kept
 
 
-def score_row(run: Run) -> AccuracyRow:
+def score_row(run: Run, say: Words) -> AccuracyRow:
     """A stored tracker score."""
     i, r = run.inputs, run.result
     value = _number(r.get("value"))
-    is_loss = r.get("higher_is_better") is False
-    scale = Scale(str(r["metric"]), "", str(r.get("split") or ""), is_share=False, is_loss=is_loss)
-    told = [] if r.get("epoch") is None else [f"epoch {r['epoch']}"]
+    scale = _score_scale(str(r["metric"]), str(r.get("split") or ""), r.get("higher_is_better") is False)
+    told = [] if r.get("epoch") is None else [say.t("epoch {epoch}", epoch=r["epoch"])]
     told += [str(i["tracker"])] if i.get("tracker") else []
     return AccuracyRow(
         run.id, run.created_utc, run.spec_id, run.name, scale, "recorded", "recorded",
@@ -165,7 +166,36 @@ def score_row(run: Run) -> AccuracyRow:
     )  # fmt: skip
 
 
-def _best_of_each(runs: Sequence[Run], rows: Sequence[AccuracyRow]) -> list[AccuracyRow]:
+def _score_scale(metric: str, split: str, is_loss: bool) -> Scale:
+    """A tracker's score as it is stored; one that the catalogue knows for a share lies between 0 and 1."""
+    from bblab.tracking.metrics import METRICS
+
+    known = METRICS.get(metric)
+    return Scale(metric, "", split, is_share=False, is_loss=is_loss, is_bounded=known is not None and known.is_share)
+
+
+def _accuracies_of(rows: Sequence[Run]) -> tuple[list[Run], Counter[str]]:
+    """The scores that an accuracy axis may hold, and why how many others may not, in words."""
+    from bblab.tracking.metrics import is_cost
+
+    kept, odd = [], Counter[str]()
+    for run in rows:
+        if run.kind != "tracker_score":
+            continue
+        metric = str(run.result.get("metric"))
+        if is_cost(metric):
+            odd[f"stored value(s) of {metric} are of a speed or a cost, not of an accuracy: on no chart"] += 1
+        elif not isinstance(run.result.get("higher_is_better"), bool):
+            odd[
+                f"stored score(s) of {metric} are on no chart, as nobody said which way is better: record them as "
+                f"{metric}:higher=VALUE or {metric}:lower=VALUE"
+            ] += 1
+        else:
+            kept.append(run)
+    return kept, odd
+
+
+def _best_of_each(runs: Sequence[Run], rows: Sequence[AccuracyRow], say: Words) -> list[AccuracyRow]:
     """Of the checkpoints of one training (or one log, or one export), the best: another training is another sample."""
     found: dict[tuple[Any, ...], list[AccuracyRow]] = {}
     by_id = {run.id: run for run in runs}
@@ -177,7 +207,7 @@ def _best_of_each(runs: Sequence[Run], rows: Sequence[AccuracyRow]) -> list[Accu
     for members in found.values():
         sign = -1 if members[0].scale.is_loss else 1
         chosen = max(members, key=lambda m: sign * m.value if math.isfinite(m.value) else -math.inf)
-        more = f"best of {len(members)} recorded checkpoints" if len(members) > 1 else ""
+        more = say.t("best of {count} recorded checkpoints", count=len(members)) if len(members) > 1 else ""
         best.append(replace(chosen, remark=", ".join(t for t in (chosen.remark, more) if t)))
     return best
 
@@ -200,13 +230,14 @@ def curve_of_log(run: Run) -> TrainingRow | None:
     return TrainingRow(run.id, run.created_utc, run.spec_id, run.name, trainer, "", None, None, curve, True)
 
 
-def operators_row(run: Run) -> OperatorsRow:
+def operators_row(run: Run, say: Words) -> OperatorsRow:
     """A stored measurement of the time of each operator."""
     i, r = run.inputs, run.result
     parts = tuple((str(p["name"]), str(p.get("kind") or ""), float(p["seconds"]), float(p["share"])) for p in r["rows"])
     ops = tuple((str(p["name"]), "", float(p["seconds"]), float(p["share"])) for p in r["op_types"])
-    where = f"{i['device']}, {i['runtime']} {i['runtime_version']}, {i['precision']}, {i['threads']} thread(s), "
-    where += "×".join(map(str, i["input"]))
+    threads = say.counted("{count} thread", int(i["threads"]))
+    runtime = f"{i['runtime']} {i['runtime_version']}"
+    where = say.join(str(i["device"]), runtime, str(i["precision"]), threads, "×".join(map(str, i["input"])))
     return OperatorsRow(run.id, run.created_utc, run.spec_id, run.name, str(i["form"]), where, parts, ops)
 
 
@@ -317,12 +348,14 @@ def gather(
     since: str | None = None,
     names: Sequence[str] = (),
     with_published: bool = False,
+    lang: str = "en",
 ) -> Stored:
     """Everything that the selection leaves of the notebook, with published figures and missing profiles.
 
     `names`: specs or `NAME*` patterns, by stored name. Raises BblabError for an empty notebook (what to run first), a
     selection that is wrong or matches nothing (the near values).
     """
+    say = Words(lang)
     selection = parse_selection(select)
     odd: Counter[str] = Counter()
     with lab.notebook(read_only=True) as store:
@@ -331,10 +364,11 @@ def gather(
             _refuse_empty(lab, store, since)
         timings = _read(runs, "timing", lambda run: timing_row(run, lambda: store.samples(run.id)), odd)
         ended = _last_of_each(run for run in runs if run.kind == "pretrain")
-        trained = _read(ended, "pretrain", lambda run: training_rows(run, lambda: store.samples(run.id)), odd)
-        scores = _best_of_each(runs, _read(runs, "tracker_score", score_row, odd))
+        trained = _read(ended, "pretrain", lambda run: training_rows(run, lambda: store.samples(run.id), say), odd)
+        scored, no_accuracy = _accuracies_of(runs)
+        scores = _best_of_each(runs, _read(scored, "tracker_score", lambda run: score_row(run, say), odd), say)
         logs = [row for run in runs if run.kind == "tracker_training" and (row := curve_of_log(run))]
-        operators = _read(runs, "operators", operators_row, odd)
+        operators = _read(runs, "operators", lambda run: operators_row(run, say), odd)
         profiles: dict[str, ProfileRow] = {}
         for run in runs:  # newest first
             if run.kind == "profile" and run.spec_id not in profiles and "forms" in run.result:
@@ -346,7 +380,8 @@ def gather(
         texts = {spec_id: store.spec_text(spec_id) or "" for spec_id in known}
     for kind, count in odd.items():
         lab.notices.append(f"{count} stored row(s) of kind {kind} are not as this version writes them: left out")
-    published = _zoo_accuracies(lab, known, with_published)
+    lab.notices += [f"{count} {why}" for why, count in no_accuracy.items()]
+    published = _zoo_accuracies(lab, known, with_published, say)
     accuracies += published
     known |= {a.spec_id: a.name for a in published}
     _complete(lab, profiles, known)
@@ -358,7 +393,7 @@ def gather(
         tuple(_published_trackers()) if with_published else (),
         _families(lab, known, texts),
         {spec_id: readable(text) for spec_id, text in texts.items()},
-        _about(lab, runs, select, since),
+        _about(runs, select, since, say),
         datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         tuple(reversed(operators)),
     )
@@ -412,7 +447,7 @@ def _named(stored: Stored, names: Sequence[str]) -> Stored:
     )
 
 
-def _zoo_accuracies(lab: Lab, known: Mapping[str, str], with_all: bool) -> list[AccuracyRow]:
+def _zoo_accuracies(lab: Lab, known: Mapping[str, str], with_all: bool, say: Words) -> list[AccuracyRow]:
     """Published top-1 of the stored nets; of a cut net its whole net's, which the row says. Only where the spec is
     the very one that the name stands for: an edited net has no published accuracy."""
     figures = {name: p for name, p in lab.published().items() if p.top1_percent is not None}
@@ -430,7 +465,7 @@ def _zoo_accuracies(lab: Lab, known: Mapping[str, str], with_all: bool) -> list[
             continue
         remarks = [figure.top1_note] if figure.top1_note else []
         if "@" in name:
-            remarks.append(f"of the whole {name.partition('@')[0]}, this is a cut of it")
+            remarks.append(say.t("of the whole {name}, this is a cut of it", name=name.partition("@")[0]))
         assert figure.top1_percent is not None
         found.append(
             AccuracyRow(
@@ -466,7 +501,7 @@ def _published_trackers() -> list[PublishedRow]:
 
     return [
         PublishedRow(
-            row.tracker, Scale(row.metric, "", row.split, is_share=False, is_loss=not row.higher_is_better), row.value,
+            row.tracker, _score_scale(row.metric, row.split, not row.higher_is_better), row.value,
             row.source + (f" ({row.note})" if row.note else ""), row.params, row.macs,
             "; ".join(f"{s.bound}{s.fps:g} fps, {s.device}" for s in row.speeds),
             "; ".join(dict.fromkeys(s.source for s in row.speeds)), row.cost_source,
@@ -528,16 +563,17 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _about(lab: Lab, runs: Sequence[Run], select: str, since: str | None) -> tuple[str, ...]:
+def _about(runs: Sequence[Run], select: str, since: str | None, say: Words) -> tuple[str, ...]:
     from bblab.lab import code_version
 
-    told = [f"{len(runs)} stored runs", f"bblab {code_version()}"]
+    told = [say.counted("{count} stored run", len(runs)), f"bblab {code_version()}"]
     if runs:
-        told.insert(1, f"{runs[-1].created_utc[:10]} to {runs[0].created_utc[:10]}")
+        first, last = runs[-1].created_utc[:10], runs[0].created_utc[:10]
+        told.insert(1, first if first == last else say.t("{first} to {last}", first=first, last=last))
     if select:
-        told.append(f"selected: {select}")
+        told.append(say.t("selected: {select}", select=select))
     if since:
-        told.append(f"since {since}")
+        told.append(say.t("since {since}", since=since))
     return tuple(told)
 
 
@@ -666,13 +702,12 @@ def report(
 ) -> tuple[Page, list[Path]]:
     """Gather, think and, with `files`, draw. What the user may mistake is checked before anything is read."""
     from bblab import reports
-    from bblab.reports.kit.words import Words
 
     Words(lang)
     made = reports.find_for_notebook(name, lab.rooms)
     parse_selection(select)
     folder = folder_for(lab, name, out) if files else None
-    stored = gather(lab, select=select, since=since, names=names, with_published=with_published)
+    stored = gather(lab, select=select, since=since, names=names, with_published=with_published, lang=lang)
     if name == "spec_card":
         stored = with_fields(lab, stored, names)
     options = reports.Options(against, accuracy, budget_s, with_published, lang, tuple(names))
@@ -684,7 +719,10 @@ def report(
     for_print, print_lang = page, lang
     if not draw_print.can_write(lang):
         print_lang = "en"
-        for_print = made(stored, replace(options, lang=print_lang))
+        notices = list(lab.notices)
+        in_english = gather(lab, select=select, since=since, names=names, with_published=with_published)
+        for_print = made(replace(in_english, fields=stored.fields), replace(options, lang=print_lang))
+        lab.notices[:] = notices
         lab.notices.append(
             "no font with Chinese characters was found: the figures for print are in English, the page is in Chinese; "
             "install one (Debian: fonts-noto-cjk) and run again"

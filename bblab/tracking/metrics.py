@@ -162,6 +162,19 @@ def _known(name: str) -> Metric | None:
     return None
 
 
+# Words of a metric's name that say what a net costs: no accuracy, whichever way is better.
+_COSTS = {
+    "fps", "hz", "latency", "delay", "time", "runtime", "speed", "ms", "us", "sec", "secs", "seconds", "params",
+    "parameters", "macs", "flops", "gflops", "gmacs", "mmacs", "mflops", "memory", "mb", "bytes", "size", "energy",
+    "power", "watts", "joules",
+}  # fmt: skip
+
+
+def is_cost(name: str) -> bool:
+    """Whether a metric is a speed or a cost ("fps", "latency_ms", "params"), which belongs to no accuracy axis."""
+    return bool(_COSTS & set(re.split(r"[^a-z0-9]+", name.lower())))
+
+
 def value(metric: Metric, text: str) -> float:
     """A score as written, as a number; "26.5%" is 0.265. Raises BblabError for what is none or cannot be."""
     said = text.strip()

@@ -17,6 +17,8 @@ class Axis:
     unit: str = ""
     factor: float = 1.0
     is_log: bool = False
+    least: float | None = None  # no value can be below, in SI: a share's 0
+    most: float | None = None  # nor above: a share's 1
 
     @property
     def label(self) -> str:
@@ -46,6 +48,8 @@ class Mark:
     params: float | None
     is_reference: bool = False
     provenance: tuple[tuple[str, str], ...] = ()
+    source: str = ""  # of the accuracy, in words
+    is_x_exact: bool = False  # a measured cost of which no spread is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,15 @@ class Advice:
 
 
 @dataclass(frozen=True, slots=True)
+class Gap:
+    """A candidate that is not on the chart, because one of its two numbers is missing there."""
+
+    name: str
+    what: str  # "x" or "y": the number that is missing
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
 class ParetoChart:
     """Accuracy against a cost for one setting and one scale: nothing in it is from another device or size."""
 
@@ -99,6 +112,9 @@ class ParetoChart:
     lines: tuple[Level, ...] = ()  # vertical
     left_out: int = 0  # points thinned away
     is_loss: bool = False  # less is better
+    gaps: tuple[Gap, ...] = ()  # the most promising first
+    open: float = 0.0  # memberships of the front that are not sure (variance, in candidates)
+    exact: tuple[str, ...] = ()  # names of points of which a spread is unknown and taken for none
 
     @property
     def has_intervals(self) -> bool:

@@ -24,12 +24,14 @@ from bblab.installing import how_to_install
 from bblab.reports import Page, Table
 from bblab.reports.kit import draw_print, tables
 from bblab.reports.kit.charts import Axis, Chart, LineChart, ParetoChart
+from bblab.reports.kit.verdict import conclusions
 from bblab.reports.kit.words import Words
 from bblab.rooms import cache_dir
 
 # Vega makes functions of its expressions, hence 'unsafe-eval'; no source may be loaded from anywhere.
 POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:"
 MOST_TABLE_ROWS = 400
+FAILED = "This page could not be drawn: {error}. A browser from 2023 or later is needed."
 _EXPOSED = "window.vegaEmbed = vegaEmbed;"
 FONT = 'system-ui, "Segoe UI", "Noto Sans", "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", sans-serif'
 
@@ -52,27 +54,28 @@ def page(page: Page, lang: str = "en", print_lang: str = "") -> str:
         f'<html lang="{"zh-CN" if lang == "zh" else "en"}"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{html.escape(POLICY)}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{_text(page.title)}: {_text(heading)}</title>",
+        f"<title>{_text(say.t(page.title))}: {_text(heading)}</title>",
         f"<style>{_asset('page.css')}</style></head><body><main>",
         f'<h1 id="title">{_text(heading)}</h1>',
         f'<div class="about">{_text(" · ".join(page.about))}</div>',
-        '<div id="failed" class="warn"></div><noscript>The charts need JavaScript; the tables below do not.</noscript>',
+        f'<div id="failed" class="warn" data-text="{_text(say.t(FAILED))}"></div><noscript>'
+        f"{_text(say.t('The charts need JavaScript; the tables below do not.'))}</noscript>",
     ]
     if explored:
         parts.append(
             '<div class="controls" id="controls"></div><div class="chips" id="chips"></div><div class="stage"><div>'
             '<div id="chart"></div><div id="legend" class="legend"></div>'
             '<div id="count" class="caption"></div><p id="caption" class="caption"></p>'
-            f'<p id="advice" class="advice"></p></div><aside id="details">{_text(say("click"))}</aside></div>'
+            f'<div id="advice" class="advice"></div></div><aside id="details">{_text(say("click"))}</aside></div>'
         )
     parts += [_figure(c, n, print_lang or lang) for n, c in enumerate(others)]
     if page.table.columns:
-        parts.append(_table(page.table, page.title if not explored else ""))
+        parts.append(_table(page.table, say, say.t(page.title) if not explored else ""))
     if page.sources:
         lines = "".join(f"<p><sup>{_text(mark)}</sup> {_text(text)}</p>" for mark, text in page.sources)
         parts.append(f'<div class="sources">{lines}</div>')
     for title, table in page.sections:
-        parts.append(f"<h2>{_text(title)}</h2>{_table(table)}")
+        parts.append(f"<h2>{_text(title)}</h2>{_table(table, say, file='Markdown')}")
     if page.notes:
         lines = "".join(f"<li>{_text(note)}</li>" for note in page.notes)
         parts.append(f'<h2>{_text(say("notes"))}</h2><ul class="notes">{lines}</ul>')
@@ -125,7 +128,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _ui_words(say: Words) -> dict[str, str]:
+def _ui_words(say: Words) -> dict[str, Any]:
     keys = (
         "axis", "scale", "device", "machine", "runtime", "precision", "threads", "input", "pace", "search", "family",
         "form", "kind", "shown", "probability", "unfused", "params", "receptive_field", "template", "findings",
@@ -133,7 +136,10 @@ def _ui_words(say: Words) -> dict[str, str]:
         "own", "recorded", "published", "deploy", "train",
     )  # fmt: skip
     words = {key: say(f"ui_{key}") if say.has(f"ui_{key}") else say(key) for key in keys}
-    return {**words, "train_form": say("train")}
+    named = {key: say.t(key) for key in ("other", "error", "warning", "note")} | {"spec_id": say.t("spec")}
+    actions = {f"{key}_ACTION": say.t(f"Save as {key}") for key in ("SVG", "PNG")}
+    actions["CLICK_TO_VIEW_ACTIONS"] = say.t("Click to view actions")
+    return {**words, **named, "train_form": say("train"), "actions": actions}
 
 
 # Pareto ---------------------------------------------------------------------------------------------------------
@@ -142,12 +148,7 @@ def _ui_words(say: Words) -> dict[str, str]:
 def _chart_data(chart: ParetoChart, say: Words) -> dict[str, Any]:
     spec, right = pareto_spec(chart, say)
     advice = chart.advice
-    if advice is None:
-        told = {"text": say("settled_front" if chart.has_intervals else "no_intervals"), "command": ""}
-    else:
-        what = say("next_x" if advice.what == "x" else "next_y")
-        text = say("next", name=advice.name, what=what, settled=f"{advice.settled:.2f}", open=f"{advice.open:.2f}")
-        told = {"text": text, "command": advice.command}
+    told = [{"text": s.text, "command": s.command} for s in conclusions(chart, say)]
     return {
         "key": chart.key,
         "title": chart.title,
@@ -358,7 +359,7 @@ def line_spec(chart: LineChart, say: Words) -> dict[str, Any]:
     y_scale = alt.Scale(type="log") if chart.y.is_log else alt.Scale(zero=False)
     y = alt.Y("y:Q", title=chart.y.label, scale=y_scale)
     colour = alt.Color("curve:N", scale=alt.Scale(domain=names, range=shades), legend=alt.Legend(title=None))
-    tip = [alt.Tooltip("curve:N"), alt.Tooltip(x_field, title=chart.x.title),
+    tip = [alt.Tooltip("curve:N", title=say.t("net")), alt.Tooltip(x_field, title=chart.x.title),
            alt.Tooltip("y:Q", title=chart.y.title, format=".4g"), *(alt.Tooltip(f"{k}:N") for k in keys)]  # fmt: skip
     base = alt.Chart(alt.InlineData(rows)).encode(x=x, y=y, color=colour, detail="n:N")
     layers = []
@@ -397,7 +398,7 @@ def _figure(chart: Chart, number: int, lang: str) -> str:
     return f'<figure><img alt="{title}" src="data:image/svg+xml;base64,{data}">{caption}</figure>'
 
 
-def _table(table: Table, title: str = "") -> str:
+def _table(table: Table, say: Words, title: str = "", file: str = "CSV") -> str:
     shown = [i for i, c in enumerate(table.columns) if c.title]
     keys = [c.key for c in table.columns]
     spec_at = keys.index("spec_id") if "spec_id" in keys else None
@@ -412,7 +413,8 @@ def _table(table: Table, title: str = "") -> str:
         row = "".join(f'<td class="{table.columns[i].align}">{_cell(cells[i])}</td>' for i in shown)
         body.append(f"<tr{pick}>{row}</tr>")
     more = len(table.cells) - MOST_TABLE_ROWS
-    note = f'<p class="caption">{more} more rows in the CSV file</p>' if more > 0 else ""
+    told = say.t(f"{{count}} more row{'s' * (more != 1)} in the {file} file", count=more)
+    note = f'<p class="caption">{_text(told)}</p>' if more > 0 else ""
     heading = f"<h2>{_text(title)}</h2>" if title else ""
     inside = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     return f'{heading}<div class="scroll">{inside}</div>{note}'

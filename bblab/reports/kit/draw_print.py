@@ -170,7 +170,7 @@ def _pareto(chart: ParetoChart, say: Words) -> Figure:
     area = _areas(chart.marks)
     _ranges(axes, chart)
     figure.text(0.012, 0.972, chart.title, fontsize=9.5, fontweight="bold", va="top")
-    figure.text(0.012, 0.927, _place_words(chart), fontsize=7.5, color=QUIET, va="top")
+    figure.text(0.012, 0.927, _place_words(chart, say), fontsize=7.5, color=QUIET, va="top")
     axes.set_xlabel(chart.x.label)
     axes.set_ylabel(chart.y.label)
     axes.grid(True, which="major", color="#eceef1", linewidth=0.6)
@@ -208,8 +208,8 @@ def _pareto(chart: ParetoChart, say: Words) -> Figure:
     return figure
 
 
-def _place_words(chart: ParetoChart) -> str:
-    told = [v if k not in ("threads",) else f"{v} thread{'s' * (v != '1')}" for k, v in chart.place if v]
+def _place_words(chart: ParetoChart, say: Words) -> str:
+    told = [say.counted("{count} thread", int(v)) if k == "threads" else v for k, v in chart.place if v]
     return " · ".join(told)
 
 
@@ -554,7 +554,7 @@ def _lines(chart: LineChart, say: Words) -> Figure:
     more = len(told) - 14
     told = told[:14] + ([(faint[0], say("earlier", count=len(faint)))] if faint else [])
     if more > 0:
-        told.append((handles[0], f"… {more} more"))
+        told.append((handles[0], say.t("… {count} more", count=more)))
     if len(told) > 1:
         figure.legend([h for h, _ in told], [text for _, text in told], loc="upper left", bbox_to_anchor=(0.70, 0.89),
                       frameon=False, borderaxespad=0, handlelength=1.6)  # fmt: skip

@@ -32,7 +32,7 @@ function digits(value, count = 3) {
 
 function interval(value, low, high, factor, unit) {
   const end = unit ? " " + unit : "";
-  if (low === null || high === null) return digits(value * factor) + end;
+  if (low === null || high === null || !(high > low)) return digits(value * factor) + end;
   const half = ((high - low) * factor) / 2;
   let power = Math.floor(Math.log10(half));
   if (half / 10 ** power < 2) power -= 1;
@@ -248,7 +248,7 @@ function explore(data) {
     side.replaceChildren(make("h3", m.name));
     if (found.about) side.append(make("div", found.about));
     side.append(pairs([
-      ["spec", m.spec_id],
+      [words.spec_id, m.spec_id],
       [words.params, found.params ? digits(found.params / 1e6) + " M" : "–"],
       ["MACs", found.macs ? digits(found.macs / 1e6) + " M" : "–"],
       [words.receptive_field, found.receptive_field ? `${found.receptive_field} px` +
@@ -293,13 +293,17 @@ function explore(data) {
     at("title").textContent = chart.title;
     at("caption").textContent = chart.caption;
     at("advice").replaceChildren();
-    at("advice").append(make("span", chart.advice.text + " "));
-    if (chart.advice.command) at("advice").append(make("code", chart.advice.command));
+    for (const { text, command } of chart.advice) {
+      const line = make("p", text + " ");
+      if (command) line.append(make("code", command));
+      at("advice").append(line);
+    }
     tip.style.display = "none";
     // A width that is known at once: labels are laid out before a container has been measured.
     const spec = { ...chart.spec, width: Math.max(360, at("chart").clientWidth) };
     const made = await vegaEmbed("#chart", spec, {
-      actions: { export: true, source: false, compiled: false, editor: false }, renderer: "svg", tooltip,
+      actions: { export: true, source: false, compiled: false, editor: false }, i18n: words.actions,
+      renderer: "svg", tooltip,
       patch: labelled, downloadFileName: chart.key,
     });
     if (mine !== turn) return made.finalize();
@@ -329,13 +333,13 @@ async function main() {
   const data = await unpacked("data");
   for (const [id, spec] of data.plots) {
     await vegaEmbed(at(id), spec, { actions: { export: true, source: false, compiled: false, editor: false },
-      renderer: "svg", downloadFileName: id });
+      i18n: data.words.actions, renderer: "svg", downloadFileName: id });
   }
   if (data.charts.length) await explore(data);
   document.body.dataset.done = "1";
 }
 
 main().catch((error) => {
-  at("failed").textContent = `This page could not be drawn: ${error}. A browser from 2023 or later is needed.`;
+  at("failed").textContent = at("failed").dataset.text.replace("{error}", error);
   console.error(error);
 });

@@ -60,6 +60,7 @@ class Scale:
     split: str = ""
     is_share: bool = True
     is_loss: bool = False
+    is_bounded: bool = True  # between 0 and 1: a share, or a score that is one (EAO)
 
     @property
     def title(self) -> str:
