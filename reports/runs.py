@@ -10,7 +10,10 @@ from bblab.reports.kit.stored import Stored, TrainingRow
 from bblab.reports.kit.words import Words
 
 MOST_BOLD = 6
-SHOWN = (("loss", Axis("loss", "", is_log=True)), ("accuracy_top1", Axis("accuracy_top1", "", "%", 100.0)))
+SHOWN = (
+    ("loss", Axis("loss", "", is_log=True)),
+    ("accuracy_top1", Axis("accuracy_top1", "", "%", 100.0, least=0.0, most=1.0)),
+)
 
 
 @notebook_report("runs")
@@ -35,7 +38,13 @@ def runs(stored: Stored, options: Options) -> Page:
             curves.sort(key=lambda c: c.is_faint)
             title = say("curves_title", what=say(key)) + ": " + ", ".join(t for t in (recipe, data) if t)
             y = Axis(
-                key, say(key), axis.unit, axis.factor, axis.is_log and all(y > 0 for c in curves for _, y in c.points)
+                key,
+                say(key),
+                axis.unit,
+                axis.factor,
+                axis.is_log and all(y > 0 for c in curves for _, y in c.points),
+                axis.least,
+                axis.most,
             )
             slug = "-".join(
                 "".join(c if c.isascii() and c.isalnum() else " " for c in f"{key} {recipe} {data}").split()

@@ -139,10 +139,15 @@ def _costs(profile: ProfileRow, say: Words) -> Bars:
     for key, title in COSTS:
         raw = [m.get("forms", {}).get("deploy", {}).get(key) for m in maps]
         total = sum(v or 0 for v in raw) or 1
-        written = tuple("–" if v is None else f"{_si(v)}  {v / total:.0%}" for v in raw)
+        unit = "B" if key.endswith("_bytes") else ""
+        written = tuple("–" if v is None else f"{_si(v)}{unit}  {_share(v / total)}" for v in raw)
         series.append((say.t(title), tuple(None if v is None else v / total for v in raw), written))
     names = tuple(m["stage"] for m in maps)
     return Bars(_key(profile, "cost"), f"{profile.name}: {say('cost_title')}", names, tuple(series))
+
+
+def _share(share: float) -> str:
+    return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
 
 
 def _si(value: float) -> str:

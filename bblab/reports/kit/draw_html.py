@@ -22,7 +22,7 @@ from typing import Any
 from bblab.errors import RunError
 from bblab.installing import how_to_install
 from bblab.reports import Page, Table
-from bblab.reports.kit import draw_print, tables
+from bblab.reports.kit import draw_print, tables, ticks
 from bblab.reports.kit.charts import Axis, Chart, LineChart, ParetoChart
 from bblab.reports.kit.verdict import conclusions
 from bblab.reports.kit.words import Words
@@ -139,7 +139,7 @@ def _ui_words(say: Words) -> dict[str, Any]:
     named = {key: say.t(key) for key in ("other", "error", "warning", "note")} | {"spec_id": say.t("spec")}
     actions = {f"{key}_ACTION": say.t(f"Save as {key}") for key in ("SVG", "PNG")}
     actions["CLICK_TO_VIEW_ACTIONS"] = say.t("Click to view actions")
-    return {**words, **named, "train_form": say("train"), "actions": actions}
+    return {**words, **named, "train_form": say("train"), "colon": say.t(": "), "actions": actions}
 
 
 # Pareto ---------------------------------------------------------------------------------------------------------
@@ -200,13 +200,14 @@ def _pareto_spec(alt: Any, chart: ParetoChart, say: Words, check: bool) -> tuple
     xs += [line.value * fx for line in chart.lines if line.value * fx < max(xs) * 4]
     pad = max(0.06 * math.log(max(xs) / min(xs)), 0.08)
     left, right = min(xs) * math.exp(-2 * pad), max(xs) * math.exp(pad)
-    room = max(0.08 * (max(ys) - min(ys)), 0.004 * abs(max(ys)), 1e-6)
+    least, most = (None if v is None else v * fy for v in (chart.y.least, chart.y.most))
+    bottom, top = ticks.bounded(min(ys), max(ys), least, most, margin=0.08)
     x_scale = alt.Scale(type="log", domain=[left, right], nice=False)
-    y_scale = alt.Scale(domain=[min(ys) - room, max(ys) + room], nice=False, zero=False)
+    y_scale = alt.Scale(domain=[bottom, top], nice=False, zero=False)
     # Each axis has its own ticks: round milliseconds below, round frames a second above.
-    below = alt.Axis(title=chart.x.label, values=_ticks(left, right), format="~g", grid=True)
+    below = alt.Axis(title=chart.x.label, values=ticks.nice(left, right, is_log=True), format="~r", grid=True)
     x = alt.X("x:Q", scale=x_scale, axis=None)
-    y = alt.Y("y:Q", scale=y_scale, axis=alt.Axis(title=chart.y.label, grid=True))
+    y = alt.Y("y:Q", scale=y_scale, axis=alt.Axis(title=chart.y.label, grid=True, values=ticks.nice(bottom, top)))
     base = alt.Chart(alt.NamedData("marks"))
     # Two unseen marks carry the two axes of x.
     layers = [base.mark_point(opacity=0).encode(x=alt.X("x:Q", scale=x_scale, axis=below))]
@@ -241,7 +242,7 @@ def _pareto_spec(alt: Any, chart: ParetoChart, say: Words, check: bool) -> tuple
         )
     if chart.axis == "latency":
         # The second axis: the same positions, read as frames a second.
-        fps = [1e3 / v for v in _ticks(1e3 / right, 1e3 / left)]
+        fps = [1e3 / v for v in ticks.nice(1e3 / right, 1e3 / left, is_log=True)]
         above = alt.Axis(
             orient="top", title=say("fps"), values=fps, labelExpr="format(1000 / datum.value, '~r')", grid=False,
             labelColor="#5c6670", titleColor="#5c6670", domainColor="#c3c9d0", tickColor="#c3c9d0",
@@ -259,14 +260,14 @@ def _pareto_spec(alt: Any, chart: ParetoChart, say: Words, check: bool) -> tuple
     colour = alt.Color("probability:Q", scale=ramp, legend=None)
     bars = base.mark_rule(strokeWidth=1.2, opacity=few)
     layers.append(
-        bars.transform_filter("datum.x_low !== null").encode(
-            x=alt.X("x_low:Q", scale=x_scale, axis=None), x2="x_high:Q", y=y, color=colour
-        )
+        bars.transform_filter("datum.x_low !== null")
+        .encode(x=alt.X("x_low:Q", scale=x_scale, axis=None), x2="x_high:Q", y=y, color=colour)
+        .properties(name="bars_across")
     )
     layers.append(
-        bars.transform_filter("datum.y_low !== null").encode(
-            x=x, y=alt.Y("y_low:Q", scale=y_scale), y2="y_high:Q", color=colour
-        )
+        bars.transform_filter("datum.y_low !== null")
+        .encode(x=x, y=alt.Y("y_low:Q", scale=y_scale), y2="y_high:Q", color=colour)
+        .properties(name="bars_upright")
     )
     if chart.advice is not None:
         ring = base.transform_filter("datum.is_advised")
@@ -306,17 +307,6 @@ def _pareto_spec(alt: Any, chart: ParetoChart, say: Words, check: bool) -> tuple
         .configure_view(stroke=None)
     )
     return made.to_dict(validate=check), right
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """At most nine round numbers."""
-    for steps in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), tuple(1 + k / 10 for k in range(90))):
-        found = draw_print.log_ticks(steps, low, high)
-        if len(found) >= 4:
-            break
-    while len(found) > 9:
-        found = found[::2]
-    return found
 
 
 def _altair() -> Any:

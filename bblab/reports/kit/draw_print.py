@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bblab.errors import RunError
 from bblab.installing import how_to_install
 from bblab.reports import Page
-from bblab.reports.kit import placement, tables
+from bblab.reports.kit import placement, tables, ticks
 from bblab.reports.kit.charts import Bars, Chart, Diagram, Heat, LineChart, Mark, ParetoChart
 from bblab.reports.kit.words import Words
 
@@ -26,9 +27,15 @@ WIDTH_IN = 6.9  # two columns
 FORMATS = ("png", "svg", "pdf")
 DPI = 300
 MOST_FIGURES = 12
+SMALLEST = 6.0  # pt: what is still read in print
+KEY_LETTERS = 26  # of a line in the column at the right
+MOST_PROTOCOLS = 4
+MOST_LABELS = 40
+MOST_CURVES = 12  # in a key
 INK, QUIET, FAINT, ACCENT = "#1b1f24", "#5c6670", "#c3c9d0", "#b8430a"
-RAMP = ("#d5d9de", "#a6c3df", "#4a8bc2", "#0b3c73")  # P(front) 0 to 1: also tells in grey
+RAMP = ("#bcc3ca", "#93b8da", "#4a8bc2", "#0b3c73")  # P(front) 0 to 1: also tells in grey
 MARKERS = {"own": "o", "recorded": "^", "published": "D"}
+Segment: TypeAlias = tuple[tuple[float, float], tuple[float, float]]
 FRONT_STYLES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 LEVEL = (0, (1.3, 1.0))  # the edge of what cannot be told apart from the front
 CJK = (
@@ -169,8 +176,8 @@ def _pareto(chart: ParetoChart, say: Words) -> Figure:
     fx, fy = chart.x.factor, chart.y.factor
     area = _areas(chart.marks)
     _ranges(axes, chart)
-    figure.text(0.012, 0.972, chart.title, fontsize=9.5, fontweight="bold", va="top")
-    figure.text(0.012, 0.927, _place_words(chart, say), fontsize=7.5, color=QUIET, va="top")
+    _fitted(figure, 0.972, chart.title, fontsize=9.5, fontweight="bold")
+    _fitted(figure, 0.927, _place_words(chart, say), fontsize=7.5, color=QUIET)
     axes.set_xlabel(chart.x.label)
     axes.set_ylabel(chart.y.label)
     axes.grid(True, which="major", color="#eceef1", linewidth=0.6)
@@ -237,32 +244,23 @@ def _ranges(axes: Any, chart: ParetoChart) -> None:
     pad = max(0.07 * math.log(high / low), 0.08)
     axes.set_xscale("log")
     axes.set_xlim(low * math.exp(-1.6 * pad), high * math.exp(1.2 * pad))
-    bottom, top = min(ys), max(ys)
-    room = max(0.09 * (top - bottom), 0.004 * abs(top), 1e-6)
-    axes.set_ylim(bottom - room, top + 1.5 * room)
-    _log_ticks(axes.xaxis, *axes.get_xlim())
+    least, most = (None if v is None else v * fy for v in (chart.y.least, chart.y.most))
+    axes.set_ylim(*ticks.bounded(min(ys), max(ys), least, most, margin=0.09))
+    _ticks(axes.xaxis, *axes.get_xlim(), is_log=True)
+    _ticks(axes.yaxis, *axes.get_ylim(), is_log=False)
 
 
-def _log_ticks(axis: Any, low: float, high: float) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+def _ticks(axis: Any, low: float, high: float, *, is_log: bool) -> None:
+    """Round numbers on an axis; on a log axis unlabelled ticks between them."""
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
 
-    steps = next(
-        (s for s in ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0),
-                     tuple(1 + k / 10 for k in range(90))) if len(log_ticks(s, low, high)) >= 4),
-        (1.0, 2.0, 5.0),
-    )  # fmt: skip
-    ticks = log_ticks(steps, low, high)
-    while len(ticks) > 9:
-        ticks = ticks[::2]
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_minor_locator(FixedLocator(log_ticks(tuple(map(float, range(1, 10))), low, high)))
-    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.6g}"))
+    found = ticks.nice(low, high, is_log=is_log)
+    axis.set_major_locator(FixedLocator(found))
+    axis.set_major_formatter(FixedFormatter(ticks.texts(found)))
+    is_wide = is_log and low > 0 and high / low >= 4
+    steps = tuple(map(float, range(1, 10)))
+    axis.set_minor_locator(FixedLocator(ticks.log_steps(steps, low, high)) if is_wide else NullLocator())
     axis.set_minor_formatter(NullFormatter())
-
-
-def log_ticks(steps: Sequence[float], low: float, high: float) -> list[float]:
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
 
 
 def _fps_axis(axes: Any, say: Words) -> None:
@@ -272,7 +270,7 @@ def _fps_axis(axes: Any, say: Words) -> None:
     twin.set_xlim(1e3 / low, 1e3 / high)
     twin.spines["top"].set_visible(True)
     twin.spines["top"].set_color(FAINT)
-    _log_ticks(twin.xaxis, 1e3 / high, 1e3 / low)
+    _ticks(twin.xaxis, 1e3 / high, 1e3 / low, is_log=True)
     twin.tick_params(axis="x", labelcolor=QUIET, color=FAINT, which="both", pad=1.5)
     twin.set_xlabel(say("fps"), fontsize=7.5, color=QUIET, labelpad=3)
 
@@ -332,13 +330,28 @@ def _train_links(axes: Any, chart: ParetoChart, fx: float, fy: float) -> None:
     """A thin line from each unfused form to the fused one: the same net."""
     from matplotlib.collections import LineCollection
 
+    found = _links_of(chart, fx, fy)
+    axes.add_collection(LineCollection(found, colors=FAINT, linewidths=0.7, zorder=1), autolim=False)
+
+
+def _links_of(chart: ParetoChart, fx: float, fy: float) -> list[Segment]:
     deploy = {(m.spec_id, m.kind, m.protocol): m for m in chart.marks if m.form == "deploy"}
-    found = [
-        [(m.x * fx, m.y * fy), (other.x * fx, other.y * fy)]
+    return [
+        ((m.x * fx, m.y * fy), (other.x * fx, other.y * fy))
         for m in chart.marks
         if m.form != "deploy" and (other := deploy.get((m.spec_id, m.kind, m.protocol))) is not None
     ]
-    axes.add_collection(LineCollection(found, colors=FAINT, linewidths=0.7, zorder=1), autolim=False)
+
+
+def _bars_of(marks: Sequence[Mark], fx: float, fy: float) -> list[Segment]:
+    """The 95 % bars, across and upright."""
+    found: list[Segment] = []
+    for m in marks:
+        if m.x_low is not None and m.x_high is not None:
+            found.append(((m.x_low * fx, m.y * fy), (m.x_high * fx, m.y * fy)))
+        if m.y_low is not None and m.y_high is not None:
+            found.append(((m.x * fx, m.y_low * fy), (m.x * fx, m.y_high * fy)))
+    return found
 
 
 def _points(axes: Any, chart: ParetoChart, area: Callable[[Mark], float]) -> None:
@@ -353,28 +366,34 @@ def _points(axes: Any, chart: ParetoChart, area: Callable[[Mark], float]) -> Non
     is_crowd = len(chart.marks) > 200
     for (layer, kind, is_deploy), members in sorted(groups.items()):
         colours = [ramp(m.probability if chart.has_intervals else 0.6) if is_deploy else "#8b949e" for m in members]
-        bars, bar_colours = [], []
+        bars: list[Segment] = []
+        bar_colours: list[Any] = []
         for m, colour in zip(members, colours, strict=True):
-            if m.x_low is not None and m.x_high is not None:
-                bars.append([(m.x_low * fx, m.y * fy), (m.x_high * fx, m.y * fy)])
-                bar_colours.append(colour)
-            if m.y_low is not None and m.y_high is not None:
-                bars.append([(m.x * fx, m.y_low * fy), (m.x * fx, m.y_high * fy)])
-                bar_colours.append(colour)
+            own = _bars_of([m], fx, fy)
+            bars += own
+            bar_colours += [colour] * len(own)
         faint = 0.35 if is_crowd and layer == 0 else 1.0
         axes.add_collection(
             LineCollection(bars, colors=bar_colours, linewidths=0.5 if is_crowd else 0.9, alpha=faint,
                            zorder=2.5 + layer / 10),
             autolim=False,
         )  # fmt: skip
-        edges = INK if layer else "white" if is_deploy else colours
+        edges = INK if layer else "#7d8790" if is_deploy else colours
         thin = 0.25 if is_crowd else 0.5
         axes.scatter(
             [m.x * fx for m in members], [m.y * fy for m in members], s=[area(m) for m in members],
             marker=MARKERS[kind], facecolor=colours if is_deploy else "white", edgecolor=edges,
             linestyle=LEVEL if layer == 1 else "-", linewidth=(0.6 if is_crowd else 1.0) if layer or not is_deploy
-            else thin, zorder=3 + layer / 10,
+            else thin, zorder=3 + layer / 10, clip_on=False,  # at 100 % a mark is whole all the same
         )  # fmt: skip
+
+
+def _spread(marks: list[Mark], most: int) -> list[Mark]:
+    """At most so many of them, evenly along the axis, the ends always: more cannot be read at print size."""
+    if len(marks) <= most:
+        return marks
+    ordered = sorted(marks, key=lambda m: m.x)
+    return [ordered[round(k * (len(ordered) - 1) / (most - 1))] for k in range(most)]
 
 
 def _labels(
@@ -391,7 +410,8 @@ def _labels(
     wanted = list({(m.spec_id, m.kind): m for m in wanted}.values())
     if not wanted:
         return
-    size = 7.5 if len(wanted) <= 20 else 6 if len(wanted) <= 40 else 4.5
+    size = 7.5 if len(wanted) <= 20 else SMALLEST
+    wanted = _spread(wanted, MOST_LABELS)
     fx, fy = chart.x.factor, chart.y.factor
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     to_points = 72.0 / figure.dpi
@@ -405,19 +425,22 @@ def _labels(
 
     anchors, texts = [], []
     for m in wanted:
-        text = axes.text(0, 0, m.name, fontsize=size, transform=None, zorder=6,
+        text = axes.text(0, 0, _short(m.name, 30), fontsize=size, transform=None, zorder=6, gid="label", va="bottom",
                          color=INK if m.is_on_front else ACCENT if m is advised else QUIET)  # fmt: skip
         box = text.get_window_extent(renderer)
         x, y = at(m.x * fx, m.y * fy)
         anchors.append(placement.Anchor(x, y, radius(m), box.width * to_points, box.height * to_points))
         texts.append(text)
     frame = axes.get_window_extent(renderer)
-    bounds = placement.Rect(*(v * to_points for v in (frame.x0, frame.y0, frame.width, frame.height)))
+    x0, y0, wide, high = (v * to_points for v in (frame.x0, frame.y0, frame.width, frame.height))
+    bounds = placement.Rect(x0 + 2, y0 + 2, wide - 4, high - 4)
     marks = [(*at(m.x * fx, m.y * fy), radius(m)) for m in chart.marks]
     lines = [(*at(a, b), *at(c, d)) for a, b, c, d in segments]
-    for m in chart.marks:
-        if m.y_low is not None and m.y_high is not None:
-            lines.append((*at(m.x * fx, m.y_low * fy), *at(m.x * fx, m.y_high * fy)))
+    for (a, b), (c, d) in [*_bars_of(chart.marks, fx, fy), *_links_of(chart, fx, fy)]:
+        lines.append((*at(a, b), *at(c, d)))
+    upright = [line.value * fx for line in chart.lines] + ([chart.budget * fx] if chart.budget is not None else [])
+    lines += [(*at(v, axes.get_ylim()[0]), *at(v, axes.get_ylim()[1])) for v in upright]
+    lines += [(*at(axes.get_xlim()[0], v.value * fy), *at(axes.get_xlim()[1], v.value * fy)) for v in chart.levels]
     for text, anchor, box in zip(texts, anchors, placement.place(anchors, marks, bounds, lines), strict=True):
         text.set_position((box.x / to_points, box.y / to_points))
         near_x = min(max(anchor.x, box.x), box.x + box.width)
@@ -438,6 +461,7 @@ def _key(
     """The column at the right: sources, forms, fronts, areas, and the colour scale."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     dark = RAMP[2]
     handles: list[Any] = []
@@ -452,14 +476,16 @@ def _key(
                       markeredgewidth=width)  # fmt: skip
 
     protocols = list(dict.fromkeys((m.kind, m.protocol) for m in chart.marks))
-    for kind, protocol in sorted(protocols, key=lambda p: list(MARKERS).index(p[0])):
-        name = say(kind)
-        add(dot(MARKERS[kind], dark, dark), name if protocol in (kind, "") else f"{name}:\n{protocol}")
+    protocols.sort(key=lambda p: list(MARKERS).index(p[0]))
+    for kind, protocol in protocols[:MOST_PROTOCOLS]:
+        name = say(kind) if protocol in (kind, "") else say(kind) + say.t(": ") + protocol
+        add(dot(MARKERS[kind], dark, dark), _wrapped(name, KEY_LETTERS))
+    if len(protocols) > MOST_PROTOCOLS:
+        add(dot("", dark, dark), say.t("… {count} more", count=len(protocols) - MOST_PROTOCOLS))
     if any(m.form != "deploy" for m in chart.marks):
-        add(dot("o", dark, dark), say("deploy"))
         add(dot("o", "white", "#8b949e", width=1.0), say("train"))
-    for n, f in enumerate(chart.fronts):
-        own = "" if len(chart.fronts) == 1 else f" ({say(f.kind)})" if n < 4 else ""
+    for n, f in enumerate(chart.fronts[:MOST_PROTOCOLS]):
+        own = "" if len(chart.fronts) == 1 else f" ({say(f.kind)})"
         add(
             Line2D([], [], color=INK if n == 0 else QUIET, linewidth=1.1, linestyle=FRONT_STYLES[n % 4]),
             say("front") + own,
@@ -470,24 +496,38 @@ def _key(
     if advised is not None:
         add(dot("o", "none", ACCENT, 8, 1.1), say("measure_next"))
     if chart.budget is not None:
-        budget = f"{chart.budget * chart.x.factor:g} {chart.x.unit}"
-        add(Line2D([], [], color=QUIET, linewidth=0.9, linestyle=(0, (4, 3))), say("budget", budget=budget))
-    sized = sorted((m for m in chart.marks if m.params), key=lambda m: m.params or 0)
-    if sized and (sized[-1].params or 0) > 1.2 * (sized[0].params or 0):
-        chosen = {sized[0].params: sized[0], sized[len(sized) // 2].params: sized[len(sized) // 2],
-                  sized[-1].params: sized[-1]}  # fmt: skip
-        for params, m in chosen.items():
-            shown = tables.significant((params or 0) / 1e6, 2)
-            add(dot("o", "#e7e9ec", QUIET, math.sqrt(area(m)), 0.6), f"{shown} M {say('params').lower()}")
-    legend = figure.legend(
-        handles, labels, loc="upper left", bbox_to_anchor=(0.755, 0.835), frameon=False, handlelength=1.8,
-        labelspacing=0.75, borderaxespad=0, handletextpad=0.7,
-    )  # fmt: skip
+        budget = say("budget", budget=f"{chart.budget * chart.x.factor:g} {chart.x.unit}")
+        low, high = axes.get_xlim()
+        if low < chart.budget * chart.x.factor < high:
+            add(Line2D([], [], color=QUIET, linewidth=0.9, linestyle=(0, (4, 3))), budget)
+        else:  # no line: all of them are on one side of it
+            is_over = chart.budget * chart.x.factor <= low
+            mark = Patch(facecolor="#f1f2f4", edgecolor=FAINT, linewidth=0.5) if is_over else dot("", dark, dark)
+            add(mark, _wrapped(say("all_over" if is_over else "all_within", budget=budget), KEY_LETTERS))
+    needed = (0.34 if chart.has_intervals else 0.12) * figure.bbox.height
+    sizes = _sizes(chart.marks)
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    bottom = legend.get_window_extent(renderer).y0 / figure.bbox.height
+    while True:
+        shown = [
+            (dot("o", "#e7e9ec", QUIET, math.sqrt(area(m)), 0.6),
+             f"{tables.significant((m.params or 0) / 1e6, 2)} M {say('params').lower()}")
+            for m in sizes
+        ]  # fmt: skip
+        legend = figure.legend(
+            [*handles, *(h for h, _ in shown)], [*labels, *(text for _, text in shown)], loc="upper left",
+            bbox_to_anchor=(0.755, 0.835), frameon=False, handlelength=1.8, labelspacing=0.75, borderaxespad=0,
+            handletextpad=0.7,
+        )  # fmt: skip
+        bottom = legend.get_window_extent(renderer).y0
+        if bottom >= needed or not sizes:
+            break
+        legend.remove()
+        sizes = sizes[::2] if len(sizes) > 2 else []  # the ends; then none
     if chart.has_intervals:
-        height = 0.2
-        base = max(0.12, min(bottom - 0.09 - height, 0.42))
+        # Bar and title stand between the legend and the axis's foot, however long the legend is.
+        free = bottom / figure.bbox.height - 0.12
+        height = min(0.2, max(0.06, free - 0.10))
+        base = max(0.12, min(0.12 + free - 0.10 - height, 0.42))
         bar_axes = figure.add_axes((0.767, base, 0.017, height))
         bar = figure.colorbar(ScalarMappable(cmap=_ramp()), cax=bar_axes)
         bar.set_ticks([0, 0.5, 1])
@@ -496,69 +536,187 @@ def _key(
         figure.text(0.765, base + height + 0.018, say("probability_short"), fontsize=7.5, va="bottom")
 
 
+def _sizes(marks: Sequence[Mark]) -> list[Mark]:
+    """The smallest, a middle and the largest, where areas differ enough to be seen."""
+    sized = sorted((m for m in marks if m.params), key=lambda m: m.params or 0)
+    if not sized or (sized[-1].params or 0) <= 1.2 * (sized[0].params or 0):
+        return []
+    chosen = {m.params: m for m in (sized[0], sized[len(sized) // 2], sized[-1])}
+    by_text = {tables.significant((p or 0) / 1e6, 2): m for p, m in chosen.items()}
+    return list(by_text.values())
+
+
 # Curves, bars, diagrams, maps ------------------------------------------------------------------------------------
 
 HUES = ("#0b3c73", "#b8430a", "#2d7d46", "#7a3b8f", "#8a6d00", "#00737f", "#a3324b", "#4d5b66")
 
 
 def _titled(figure: Figure, title: str) -> None:
-    figure.text(0.012, 1 - 0.1 / figure.get_figheight(), title, fontsize=9.5, fontweight="bold", va="top")
+    _fitted(figure, 1 - 0.1 / figure.get_figheight(), title, fontsize=9.5, fontweight="bold")
+
+
+def _fitted(figure: Figure, y: float, text: str, *, fontsize: float, **style: Any) -> None:
+    """A line at the figure's left that ends within it: smaller where it must be, cut where that is not enough."""
+    made = figure.text(0.012, y, text, fontsize=fontsize, va="top", **style)
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    most = 0.976 * figure.bbox.width
+    while made.get_window_extent(renderer).width > most and fontsize > SMALLEST:
+        fontsize -= 0.25
+        made.set_fontsize(fontsize)
+    while made.get_window_extent(renderer).width > most and len(text) > 1:
+        text = text[:-2]
+        made.set_text(text + "…")
+
+
+def _wide(text: str) -> int:
+    """Its width in Latin letters; a Chinese one is as wide as two."""
+    return sum(2 if ch >= "\u2e80" else 1 for ch in text)
+
+
+def _wrapped(text: str, width: int) -> str:
+    """Lines of at most so many Latin letters; broken at spaces, between Chinese letters, before a bracket, and in long
+    names behind a mark such as _ or @.
+    """
+    lines, line = [], ""
+    for word in re.findall(r"\([^()]*\)|[\u2e80-\uffef]|[^\s\u2e80-\uffef]+\s*|\s+", text):
+        if line and _wide(line + word.rstrip()) > width:
+            lines.append(line.rstrip())
+            line = ""
+        while _wide(word.rstrip()) > width:
+            marks = [m.end() for m in re.finditer(r"[\s_@:/-]", word[:width]) if m.end() > width // 2]
+            cut = marks[-1] if marks else width
+            lines.append(word[:cut].rstrip())
+            word = word[cut:]
+        line += word
+    return "\n".join([*lines, line.rstrip()])
 
 
 def _lines(chart: LineChart, say: Words) -> Figure:
     """Curves; earlier runs faint; over time as dates with 95 % bars."""
     figure = _figure(3.4)
-    axes = figure.add_axes((0.085, 0.14, 0.60, 0.74))
+    # A single curve that the title names needs no key, and leaves its room to the axes.
+    has_key = len(chart.curves) > 1 or any(
+        c.label not in chart.title and chart.y.title not in c.label for c in chart.curves
+    )
+    right = 0.685 if has_key else 0.975
+    axes = figure.add_axes((0.085, 0.14, right - 0.085, 0.74))
     _titled(figure, chart.title)
     is_time = chart.x.key == "time"
     for n, curve in enumerate(chart.curves):
         xs: list[Any] = [_day(x) if is_time else x * chart.x.factor for x, _ in curve.points]
         ys = [y * chart.y.factor for _, y in curve.points]
-        colour = FAINT if curve.is_faint else HUES[n % len(HUES)]
+        colour, marker, dash = FAINT if curve.is_faint else HUES[n % len(HUES)], *_ROUNDS[n // len(HUES) % len(_ROUNDS)]
         style: dict[str, Any] = {
             "color": colour, "linewidth": 0.9 if curve.is_faint else 1.4, "zorder": 1 if curve.is_faint else 3,
-            "linestyle": "" if curve.dots else "--" if curve.dashed else "-",
-            "marker": "o" if curve.dots or len(xs) == 1 else "", "markersize": 3.5,
+            "linestyle": "" if curve.dots else "-" if curve.is_faint else "--" if curve.dashed else dash,
+            "marker": marker if curve.dots or len(xs) == 1 else "", "markersize": 3.5,
         }  # fmt: skip
         axes.plot(xs, ys, label=curve.label, **style)
         if curve.low and curve.high:
             low, high = ([v * chart.y.factor for v in side] for side in (curve.low, curve.high))
             axes.vlines(xs, low, high, color=colour, linewidth=0.9, zorder=2)
+    level = None
     if chart.level is not None:
         axes.axhline(chart.level.value * chart.y.factor, color=QUIET, linewidth=0.9, linestyle=":")
-        axes.annotate(chart.level.label, (1.0, chart.level.value * chart.y.factor), xytext=(-2, 2),
-                      xycoords=axes.get_yaxis_transform(), textcoords="offset points", ha="right", fontsize=7,
-                      color=QUIET)  # fmt: skip
-    if chart.y.is_log:
-        axes.set_yscale("log")
-        _log_ticks(axes.yaxis, *axes.get_ylim())
+        level = axes.annotate(chart.level.label, (1.0, chart.level.value * chart.y.factor), xytext=(-2, 2),
+                              xycoords=axes.get_yaxis_transform(), textcoords="offset points", ha="right", va="bottom",
+                              fontsize=7, color=QUIET)  # fmt: skip
     axes.set_xlabel(chart.x.label)
     axes.set_ylabel(chart.y.label)
     axes.grid(True, color="#eceef1", linewidth=0.6)
     axes.set_axisbelow(True)
+    _line_ranges(axes, chart)
     if chart.x_names:
         axes.set_xticks(range(len(chart.x_names)), [_short(name, 14) for name in chart.x_names])
-    if is_time:
-        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    elif is_time:
+        _time_axis(axes, chart, say)
+    else:
+        whole = [v for v in ticks.nice(*axes.get_xlim()) if v == int(v)]
+        axes.set_xticks(whole, [f"{v:g}" for v in whole])
+    if has_key:
+        _line_key(figure, axes, chart, say)
+    _make_room(figure, axes, right)
+    if level is not None:
+        _off_the_curves(axes, level, chart)
+    return figure
 
-        # A single session is no reason for an axis of milliseconds, or of years.
-        times = [x for curve in chart.curves for x, _ in curve.points]
-        room = max(1800.0, 0.05 * (max(times) - min(times)))
-        axes.set_xlim(_day(min(times) - room), _day(max(times) + room))
-        locator = AutoDateLocator(minticks=3, maxticks=8)
-        axes.xaxis.set_major_locator(locator)
-        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+
+# A second round of the hues is told by its marker and its dashes.
+_ROUNDS: tuple[tuple[str, Any], ...] = (("o", "-"), ("s", (0, (5, 2))), ("^", (0, (1, 1.2))), ("D", (0, (6, 2, 1, 2))))
+
+
+def _line_ranges(axes: Any, chart: LineChart) -> None:
+    """The axis of y: round ticks, and no further than a share goes."""
+    factor = chart.y.factor
+    values = [v * factor for c in chart.curves for v in (*(y for _, y in c.points), *c.low, *c.high)]
+    values += [chart.level.value * factor] if chart.level is not None else []
+    values = [v for v in values if math.isfinite(v) and (v > 0 or not chart.y.is_log)]
+    if not values:
+        return
+    bottom, top = min(values), max(values)
+    if chart.y.is_log:
+        axes.set_yscale("log")
+        room = max(0.06 * math.log(top / bottom), 0.01)
+        axes.set_ylim(bottom * math.exp(-room), top * math.exp(room))
+    else:
+        least, most = (None if v is None else v * factor for v in (chart.y.least, chart.y.most))
+        axes.set_ylim(*ticks.bounded(bottom, top, least, most, margin=0.06))
+    _ticks(axes.yaxis, *axes.get_ylim(), is_log=chart.y.is_log)
+
+
+def _time_axis(axes: Any, chart: LineChart, say: Words) -> None:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    # A single session is no reason for an axis of milliseconds, or of years.
+    times = [x for curve in chart.curves for x, _ in curve.points]
+    room = max(1800.0, 0.05 * (max(times) - min(times)))
+    axes.set_xlim(_day(min(times) - room), _day(max(times) + room))
+    locator = AutoDateLocator(minticks=3, maxticks=8)
+    more = {}
+    if say.lang == "zh":  # no English names of months
+        formats = ["%Y", "%Y-%m", "%m-%d", "%H:%M", "%H:%M", "%S.%f"]
+        offsets = ["", "%Y", "%Y-%m", "%Y-%m-%d", "%Y-%m-%d", "%Y-%m-%d %H:%M"]
+        more = {"formats": formats, "zero_formats": ["", "%Y", "%Y-%m", "%m-%d", "%H:%M", "%H:%M"],
+                "offset_formats": offsets}  # fmt: skip
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, **more))
+
+
+def _line_key(figure: Figure, axes: Any, chart: LineChart, say: Words) -> None:
+    """The column at the right: the curves in full colour, and how many faint ones."""
     handles, labels = axes.get_legend_handles_labels()
-    told = [(h, _short(text)) for h, text, c in zip(handles, labels, chart.curves, strict=True) if not c.is_faint]
-    faint = [h for h, c in zip(handles, chart.curves, strict=True) if c.is_faint]
-    more = len(told) - 14
-    told = told[:14] + ([(faint[0], say("earlier", count=len(faint)))] if faint else [])
+    every = list(zip(handles, labels, chart.curves, strict=True))
+    told = [(h, _wrapped(text, KEY_LETTERS)) for h, text, c in every if not c.is_faint]
+    faint = [h for h, _, c in every if c.is_faint]
+    more = len(told) - MOST_CURVES
+    told = told[:MOST_CURVES]
+    if faint:
+        told.append((faint[0], say("earlier", count=len(faint))))
     if more > 0:
         told.append((handles[0], say.t("… {count} more", count=more)))
-    if len(told) > 1:
-        figure.legend([h for h, _ in told], [text for _, text in told], loc="upper left", bbox_to_anchor=(0.70, 0.89),
-                      frameon=False, borderaxespad=0, handlelength=1.6)  # fmt: skip
-    return figure
+    figure.legend([h for h, _ in told], [text for _, text in told], loc="upper left", bbox_to_anchor=(0.70, 0.89),
+                  frameon=False, borderaxespad=0, handlelength=1.6, labelspacing=0.45)  # fmt: skip
+
+
+def _make_room(figure: Figure, axes: Any, right: float) -> None:
+    """Move the axes' left side so that ticks and label are whole."""
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    box = axes.get_tightbbox(renderer)
+    missing = (0.012 * figure.bbox.width - box.x0) / figure.bbox.width
+    place = axes.get_position()
+    left = place.x0 + missing
+    axes.set_position((left, place.y0, right - left, place.height))
+
+
+def _off_the_curves(axes: Any, label: Any, chart: LineChart) -> None:
+    """A level's label stands at the right end, or at the left where a curve ends there."""
+    renderer = axes.figure.canvas.get_renderer()
+    box = label.get_window_extent(renderer)
+    points = [axes.transData.transform((x, y * chart.y.factor)) for c in chart.curves for x, y in c.points]
+    if any(box.x0 - 4 < x < box.x1 + 4 and box.y0 - 4 < y < box.y1 + 4 for x, y in points):
+        label.set_ha("left")
+        label.xy = (0.0, label.xy[1])
+        label.set_position((2, 2))
 
 
 def _day(seconds: float) -> Any:

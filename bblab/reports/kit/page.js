@@ -162,12 +162,12 @@ function explore(data) {
     for (const kind of ["own", "recorded", "published"]) {
       const how = new Set(marks.filter((m) => m.kind === kind).map((m) => m.protocol));
       for (const protocol of how)
-        add(symbol(shapes[kind], "#4a8bc2", "#4a8bc2"), words[kind] + (protocol === kind ? "" : `: ${protocol}`));
+        add(symbol(shapes[kind], "#4a8bc2", "#4a8bc2"), words[kind] + (protocol === kind ? "" : words.colon + protocol));
     }
     if (marks.some((m) => m.form !== "deploy")) add(symbol(shapes.own, "white", "#8b949e"), words.train_form);
     add(symbol("M-8,4H0V-4H8", "none", "#1b1f24"), words.front);
     if (marks.some((m) => m.is_level))
-      add(symbol(shapes.own, "#a6c3df", "#1b1f24", { "stroke-dasharray": "2 1.5" }), words.level);
+      add(symbol(shapes.own, "#93b8da", "#1b1f24", { "stroke-dasharray": "2 1.5" }), words.level);
     if (marks.some((m) => m.is_advised)) add(symbol(shapes.own, "none", "#b8430a"), words.measure_next);
     if (marks.some((m) => m.probability !== null)) add(make("span", "", "ramp"), `${words.probability_short} 0 … 1`);
     add(make("span"), words.area_word);
@@ -243,6 +243,7 @@ function explore(data) {
   }
 
   function open(m) {
+    tip.style.display = "none"; // it may lie over what is opened
     const found = details[m.spec_id] ?? {};
     const side = at("details");
     side.replaceChildren(make("h3", m.name));
@@ -276,7 +277,7 @@ function explore(data) {
       } },
       transform: [{
         type: "label", size: { signal: "[width, height]" }, padding: 0,
-        avoidMarks: ["points_marks"],
+        avoidMarks: ["points_marks", "bars_across_marks", "bars_upright_marks"],
         anchor: ["top-left", "left", "top", "bottom-left", "top-right", "right", "bottom-right", "bottom"],
         offset: [2, 8, 16, 26],
       }],
@@ -300,7 +301,8 @@ function explore(data) {
     }
     tip.style.display = "none";
     // A width that is known at once: labels are laid out before a container has been measured.
-    const spec = { ...chart.spec, width: Math.max(360, at("chart").clientWidth) };
+    const width = Math.max(360, at("chart").clientWidth);
+    const spec = { ...chart.spec, width, height: Math.round(Math.min(680, Math.max(430, 0.54 * width))) };
     const made = await vegaEmbed("#chart", spec, {
       actions: { export: true, source: false, compiled: false, editor: false }, i18n: words.actions,
       renderer: "svg", tooltip,

@@ -18,6 +18,7 @@ ANGLES = 24
 DISTANCES = (2.0, 6.0, 12.0, 20.0, 32.0, 48.0, 66.0)
 PASSES = 4
 MARGIN = 1.5
+LINE = 70.0  # a line through a label costs more than the longest way beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,8 @@ def _costs(
         gap = np.hypot(x - np.clip(x, left, right), y - np.clip(y, low, high)) - radius
         cost += np.where(gap < MARGIN, 25 + 6 * np.minimum(radius, MARGIN - gap), 0.0).sum(1)
     if lines:
-        cost += 26 * _crossed(np.array(lines), left, low, right, high).sum(1)
+        near = left - MARGIN, low - MARGIN, right + MARGIN, high + MARGIN  # a line may not touch the letters either
+        cost += LINE * _crossed(np.array(lines), *near).sum(1)
     return [float(c) for c in cost]
 
 
