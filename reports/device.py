@@ -107,7 +107,7 @@ def _charts(setting: Setting, rows: list[TimingRow], number: int, say: Words) ->
     told = ((say.t("steady"), ", ".join(steady)),)
     own = Curve(f"{reference} ({say('reference')})", points, provenance=told, dots=True)
     made.append(
-        LineChart(f"{slug}-{number}-reference", f"{title}: {say('reference')}", time,
+        LineChart(f"{slug}-{number}-reference", title + say.t(": ") + say("reference"), time,
                   Axis("time_s", reference, "ms", 1e3), (own,))
     )  # fmt: skip
     return made, len(nets) - len(chosen)

@@ -36,7 +36,7 @@ def runs(stored: Stored, options: Options) -> Page:
             if not curves:
                 continue
             curves.sort(key=lambda c: c.is_faint)
-            title = say("curves_title", what=say(key)) + ": " + ", ".join(t for t in (recipe, data) if t)
+            title = say("curves_title", what=say(key)) + say.t(": ") + ", ".join(t for t in (recipe, data) if t)
             y = Axis(
                 key,
                 say(key),

@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -68,7 +69,7 @@ def page(page: Page, lang: str = "en", print_lang: str = "") -> str:
             '<div id="count" class="caption"></div><p id="caption" class="caption"></p>'
             f'<div id="advice" class="advice"></div></div><aside id="details">{_text(say("click"))}</aside></div>'
         )
-    parts += [_figure(c, n, print_lang or lang) for n, c in enumerate(others)]
+    parts += [_figure(c, n, print_lang or lang, heading) for n, c in enumerate(others)]
     if page.table.columns:
         parts.append(_table(page.table, say, say.t(page.title) if not explored else ""))
     if page.sources:
@@ -260,14 +261,14 @@ def _pareto_spec(alt: Any, chart: ParetoChart, say: Words, check: bool) -> tuple
     colour = alt.Color("probability:Q", scale=ramp, legend=None)
     bars = base.mark_rule(strokeWidth=1.2, opacity=few)
     layers.append(
-        bars.transform_filter("datum.x_low !== null")
-        .encode(x=alt.X("x_low:Q", scale=x_scale, axis=None), x2="x_high:Q", y=y, color=colour)
-        .properties(name="bars_across")
+        bars.transform_filter("datum.x_low !== null").encode(
+            x=alt.X("x_low:Q", scale=x_scale, axis=None), x2="x_high:Q", y=y, color=colour
+        )
     )
     layers.append(
-        bars.transform_filter("datum.y_low !== null")
-        .encode(x=x, y=alt.Y("y_low:Q", scale=y_scale), y2="y_high:Q", color=colour)
-        .properties(name="bars_upright")
+        bars.transform_filter("datum.y_low !== null").encode(
+            x=x, y=alt.Y("y_low:Q", scale=y_scale), y2="y_high:Q", color=colour
+        )
     )
     if chart.advice is not None:
         ring = base.transform_filter("datum.is_advised")
@@ -336,37 +337,63 @@ def line_spec(chart: LineChart, say: Words) -> dict[str, Any]:
                 row |= {"low": curve.low[k] * chart.y.factor, "high": curve.high[k] * chart.y.factor}
             rows.append(row)
     names = [c.label for c in chart.curves]
-    shades = [draw_print.FAINT if c.is_faint else draw_print.HUES[i % len(draw_print.HUES)]
-              for i, c in enumerate(chart.curves)]  # fmt: skip
+    hues, rounds = draw_print.HUES, [i // len(draw_print.HUES) for i in range(len(names))]
+    shades = [draw_print.FAINT if c.is_faint else hues[i % len(hues)] for i, c in enumerate(chart.curves)]
     keys = list(dict.fromkeys(key for c in chart.curves for key, _ in c.provenance))
     x_field = "x:N" if chart.x_names else "x:T" if is_time else "x:Q"
     if chart.x_names:
         for row in rows:
             row["x"] = chart.x_names[int(row["x"])]
         x = alt.X(x_field, title=chart.x.label, sort=list(chart.x_names), axis=alt.Axis(labelAngle=0))
+    elif is_time:
+        times = [x * 1e3 for c in chart.curves for x, _ in c.points]
+        room = max(1_800_000.0, 0.04 * (max(times) - min(times)))
+        ends = [min(times) - room, max(times) + room]
+        is_long = ends[1] - ends[0] > 4 * 86_400_000
+        dates = alt.Axis(
+            format="%m-%d" if is_long else "%m-%d %H:%M", tickCount="day" if is_long else 6, labelOverlap=True
+        )
+        x = alt.X(x_field, title=chart.x.label, scale=alt.Scale(type="utc", domain=ends, nice=False), axis=dates)
+        for row in rows:
+            row["when"] = datetime.fromtimestamp(row["x"] / 1e3, UTC).strftime("%Y-%m-%d %H:%M")
     else:
-        x = alt.X(x_field, title=chart.x.label)
-    y_scale = alt.Scale(type="log") if chart.y.is_log else alt.Scale(zero=False)
-    y = alt.Y("y:Q", title=chart.y.label, scale=y_scale)
-    colour = alt.Color("curve:N", scale=alt.Scale(domain=names, range=shades), legend=alt.Legend(title=None))
-    tip = [alt.Tooltip("curve:N", title=say.t("net")), alt.Tooltip(x_field, title=chart.x.title),
+        every = [x * chart.x.factor for c in chart.curves for x, _ in c.points]
+        whole = [v for v in ticks.nice(min(every), max(every)) if v == int(v)] or sorted(set(every))[:1]
+        x = alt.X(x_field, title=chart.x.label, axis=alt.Axis(format="~r", values=whole))
+    scale, values = _y_axis(alt, chart)
+    y_axis = alt.Axis(values=values, format="~r") if values else alt.Undefined
+    y = alt.Y("y:Q", title=chart.y.label, scale=scale, axis=y_axis)
+    named = [c.label for c in chart.curves if not c.is_faint][: 2 * draw_print.MOST_CURVES]
+    legend = alt.Legend(title=None, labelLimit=300, values=named)
+    colour = alt.Color("curve:N", scale=alt.Scale(domain=names, range=shades), legend=legend)
+    # A second round of the hues is told by its shape and its dashes.
+    shapes = [("circle", "square", "triangle-up", "diamond")[n % 4] for n in rounds]
+    dashes = [
+        [1, 0] if c.is_faint else [5, 3] if c.dashed else ([1, 0], [5, 2], [1, 1.5], [6, 2, 1, 2])[n % 4]
+        for n, c in zip(rounds, chart.curves, strict=True)
+    ]
+    shape = alt.Shape("curve:N", scale=alt.Scale(domain=names, range=shapes), legend=legend)
+    dash = alt.StrokeDash("curve:N", scale=alt.Scale(domain=names, range=dashes), legend=legend)
+    at_x = alt.Tooltip("when:N" if is_time else x_field, title=chart.x.title)
+    tip = [alt.Tooltip("curve:N", title=say.t("net")), at_x,
            alt.Tooltip("y:Q", title=chart.y.title, format=".4g"), *(alt.Tooltip(f"{k}:N") for k in keys)]  # fmt: skip
     base = alt.Chart(alt.InlineData(rows)).encode(x=x, y=y, color=colour, detail="n:N")
     layers = []
     if any(c.low for c in chart.curves):
-        layers.append(base.mark_rule().encode(y=alt.Y("low:Q", scale=y_scale, title=chart.y.label), y2="high:Q"))
+        layers.append(base.mark_rule().encode(y=alt.Y("low:Q", scale=scale, title=chart.y.label), y2="high:Q"))
     dots = any(c.dots for c in chart.curves)
-    if not dots:
-        layers.append(base.mark_line(strokeWidth=1.8))
-    layers.append(base.mark_circle(size=60 if dots else 26, opacity=1).encode(tooltip=tip))
+    for which in ("datum.faint", "!datum.faint"):  # earlier runs lie below
+        part = base.transform_filter(which)
+        if not dots:
+            layers.append(part.mark_line(strokeWidth=1.8).encode(strokeDash=dash))
+        points = part.mark_point(filled=True, size=60 if dots else 26, opacity=1)
+        layers.append(points.encode(tooltip=tip, shape=shape) if dots else points.encode(tooltip=tip))
     if chart.level is not None:
         level = alt.Chart(alt.InlineData([{"y": chart.level.value * chart.y.factor}]))
-        layers.append(level.mark_rule(strokeDash=[3, 3], color="#5c6670").encode(y=alt.Y("y:Q", scale=y_scale)))
+        layers.append(level.mark_rule(strokeDash=[3, 3], color="#5c6670").encode(y=alt.Y("y:Q", scale=scale)))
         told = level.mark_text(align="right", dx=-4, dy=-6, color="#5c6670", fontSize=11)
         layers.append(
-            told.encode(
-                x=alt.value(alt.expr("width")), y=alt.Y("y:Q", scale=y_scale), text=alt.value(chart.level.label)
-            )
+            told.encode(x=alt.value(alt.expr("width")), y=alt.Y("y:Q", scale=scale), text=alt.value(chart.level.label))
         )
     made = (
         alt.layer(*layers)
@@ -378,14 +405,23 @@ def line_spec(chart: LineChart, say: Words) -> dict[str, Any]:
     return made.to_dict()
 
 
-def _figure(chart: Chart, number: int, lang: str) -> str:
-    title = _text(chart.title)
+def _y_axis(alt: Any, chart: LineChart) -> tuple[Any, list[float]]:
+    """The scale of y and its round ticks, as in print."""
+    found = draw_print.line_range(chart)
+    if found is None:
+        return alt.Scale(zero=False), []
+    kind = {"type": "log"} if chart.y.is_log else {}
+    return alt.Scale(domain=list(found), nice=False, zero=False, **kind), ticks.nice(*found, is_log=chart.y.is_log)
+
+
+def _figure(chart: Chart, number: int, lang: str, heading: str) -> str:
+    title = "" if chart.title == heading else f"<h2>{_text(chart.title)}</h2>"  # said above already
     caption = f"<figcaption class=caption>{_text(chart.caption)}</figcaption>" if chart.caption else ""
     if isinstance(chart, LineChart):
-        return f'<figure><h2>{title}</h2><div id="plot-{number}" style="width:100%"></div>{caption}</figure>'
+        return f'<figure>{title}<div id="plot-{number}" style="width:100%"></div>{caption}</figure>'
     svg = draw_print.svg(chart, lang)
     data = base64.b64encode(svg).decode()
-    return f'<figure><img alt="{title}" src="data:image/svg+xml;base64,{data}">{caption}</figure>'
+    return f'<figure><img alt="{_text(chart.title)}" src="data:image/svg+xml;base64,{data}">{caption}</figure>'
 
 
 def _table(table: Table, say: Words, title: str = "", file: str = "CSV") -> str:

@@ -645,22 +645,30 @@ def _lines(chart: LineChart, say: Words) -> Figure:
 _ROUNDS: tuple[tuple[str, Any], ...] = (("o", "-"), ("s", (0, (5, 2))), ("^", (0, (1, 1.2))), ("D", (0, (6, 2, 1, 2))))
 
 
-def _line_ranges(axes: Any, chart: LineChart) -> None:
-    """The axis of y: round ticks, and no further than a share goes."""
+def line_range(chart: LineChart) -> tuple[float, float] | None:
+    """The ends of the axis of y in its unit, no further than a share goes; None where nothing can be drawn."""
     factor = chart.y.factor
     values = [v * factor for c in chart.curves for v in (*(y for _, y in c.points), *c.low, *c.high)]
     values += [chart.level.value * factor] if chart.level is not None else []
     values = [v for v in values if math.isfinite(v) and (v > 0 or not chart.y.is_log)]
     if not values:
-        return
+        return None
     bottom, top = min(values), max(values)
     if chart.y.is_log:
-        axes.set_yscale("log")
         room = max(0.06 * math.log(top / bottom), 0.01)
-        axes.set_ylim(bottom * math.exp(-room), top * math.exp(room))
-    else:
-        least, most = (None if v is None else v * factor for v in (chart.y.least, chart.y.most))
-        axes.set_ylim(*ticks.bounded(bottom, top, least, most, margin=0.06))
+        return bottom * math.exp(-room), top * math.exp(room)
+    least, most = (None if v is None else v * factor for v in (chart.y.least, chart.y.most))
+    return ticks.bounded(bottom, top, least, most, margin=0.06)
+
+
+def _line_ranges(axes: Any, chart: LineChart) -> None:
+    """The axis of y with round ticks."""
+    found = line_range(chart)
+    if found is None:
+        return
+    if chart.y.is_log:
+        axes.set_yscale("log")
+    axes.set_ylim(*found)
     _ticks(axes.yaxis, *axes.get_ylim(), is_log=chart.y.is_log)
 
 

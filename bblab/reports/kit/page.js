@@ -58,6 +58,71 @@ function front(rows, sign) {
 
 // ---- the Pareto charts
 
+// ---- where names go: as placement.py does it for print
+
+const NAME_PX = 11.5;
+const largest = (marks) => Math.max(1, ...marks.map((m) => m.params ?? 0));
+const pen = document.createElement("canvas").getContext("2d");
+function textWidth(text) {
+  pen.font = `${NAME_PX}px ${getComputedStyle(document.body).fontFamily}`;
+  return pen.measureText(text).width + 2;
+}
+
+function crosses([x0, y0, x1, y1], box) {
+  let [enter, leave] = [0, 1];
+  for (const [p, q] of [[x0 - x1, x0 - box.x], [x1 - x0, box.x + box.width - x0], [y0 - y1, y0 - box.y],
+    [y1 - y0, box.y + box.height - y0]]) {
+    if (p === 0 && q < 0) return false;
+    if (p < 0) enter = Math.max(enter, q / p);
+    if (p > 0) leave = Math.min(leave, q / p);
+  }
+  return enter <= leave;
+}
+
+// A box for each name: of a ring of places around its point the one that costs least. No name is dropped.
+function placed(anchors, points, lines, width, height) {
+  const options = anchors.map((a) => {
+    const found = [];
+    for (const distance of [2, 6, 12, 20, 32, 48, 66, 90]) {
+      for (let k = 0; k < 24; k++) {
+        const angle = (2 * Math.PI * k) / 24;
+        const reach = a.radius + distance;
+        const box = {
+          x: a.x + reach * Math.cos(angle) - (a.width * (1 - Math.cos(angle))) / 2,
+          y: a.y - reach * Math.sin(angle) - (a.height * (1 + Math.sin(angle))) / 2, width: a.width, height: a.height,
+        };
+        const turned = Math.abs(Math.atan2(Math.sin(angle - 0.75 * Math.PI), Math.cos(angle - 0.75 * Math.PI)));
+        const out = Math.max(0, -box.x) + Math.max(0, -box.y) + Math.max(0, box.x + box.width - width) +
+          Math.max(0, box.y + box.height - height);
+        let cost = 0.9 * distance + 6 * turned + 60 * out;
+        for (const [x, y, radius] of points) {
+          const gap = Math.hypot(x - Math.min(Math.max(x, box.x), box.x + box.width),
+            y - Math.min(Math.max(y, box.y), box.y + box.height)) - radius;
+          if (gap < 1.5) cost += 25 + 6 * Math.min(radius, 1.5 - gap);
+        }
+        const wide = { x: box.x - 1.5, y: box.y - 1.5, width: box.width + 3, height: box.height + 3 };
+        for (const line of lines) if (crosses(line, wide)) cost += 70;
+        found.push({ box, cost });
+      }
+    }
+    return found;
+  });
+  const shared = (a, b) => {
+    const wide = Math.min(a.x + a.width, b.x + b.width) - Math.max(a.x, b.x) + 1.5;
+    const high = Math.min(a.y + a.height, b.y + b.height) - Math.max(a.y, b.y) + 1.5;
+    return wide > 0 && high > 0 ? wide * high : 0;
+  };
+  const least = (found, price) => found.reduce((best, o) => (price(o) < price(best) ? o : best));
+  const chosen = options.map((found) => least(found, (o) => o.cost));
+  for (let pass = 0; pass < 4; pass++) {
+    options.forEach((found, i) => {
+      chosen[i] = least(found, (o) => o.cost + 20 * chosen.reduce((sum, c, j) => sum + (j === i ? 0 : shared(o.box, c.box)), 0));
+    });
+  }
+  return anchors.map((anchor, i) => ({ anchor, box: chosen[i].box }));
+}
+
+
 function explore(data) {
   const { charts, details, words } = data;
   const state = { chart: charts[0], off: { family: new Set(), form: new Set(), kind: new Set() }, text: "" };
@@ -209,7 +274,7 @@ function explore(data) {
   function refresh() {
     if (!view) return;
     const [every, steps] = rows();
-    view.data("marks", every).data("front", steps).runAsync();
+    view.data("marks", every).data("front", steps).data("names", names(every, steps)).runAsync();
     const all = state.chart.marks.length;
     at("count").textContent = every.length === all ? "" : words.shown.replace("{n}", every.length).replace("{all}", all);
     at("count").className = every.length ? "caption" : "caption warn";
@@ -267,22 +332,55 @@ function explore(data) {
     side.append(make("code", found.profile_run ? `bblab show ${found.profile_run}` : `bblab profile ${m.name}`));
   }
 
-  // Names beside the front's points: the layout of the labels is Vega's own, over the drawn marks.
+  // Names beside the front's points, where the page itself places them: over the drawn marks, with a thin line where a
+  // name had to move.
   function labelled(spec) {
+    spec.data.push({ name: "names", values: [] });
+    const field = (name) => ({ field: name });
     spec.marks.push({
-      type: "text", name: "labels", from: { data: "points_marks" }, interactive: false,
-      encode: { enter: {
-        text: { signal: "datum.datum.label" }, fontSize: { value: 11.5 },
-        fill: { signal: `datum.datum.is_advised ? '#b8430a' : '#1b1f24'` },
+      type: "rule", name: "leaders", from: { data: "names" }, interactive: false, clip: false,
+      encode: { update: {
+        x: field("from_x"), y: field("from_y"), x2: field("to_x"), y2: field("to_y"), stroke: { value: "#5c6670" },
+        strokeWidth: { value: 0.7 }, opacity: field("is_far"),
       } },
-      transform: [{
-        type: "label", size: { signal: "[width, height]" }, padding: 0,
-        avoidMarks: ["points_marks", "bars_across_marks", "bars_upright_marks"],
-        anchor: ["top-left", "left", "top", "bottom-left", "top-right", "right", "bottom-right", "bottom"],
-        offset: [2, 8, 16, 26],
-      }],
+    }, {
+      type: "text", name: "labels", from: { data: "names" }, interactive: false,
+      encode: { update: {
+        x: field("x"), y: field("y"), text: field("text"), fontSize: { value: NAME_PX }, baseline: { value: "top" },
+        align: { value: "left" }, fill: field("fill"),
+      } },
     });
     return spec;
+  }
+
+  function names(every, steps) {
+    const [sx, sy] = [view.scale("x"), view.scale("y")];
+    const [width, height] = [view.width(), view.height()];
+    const px = (m) => [sx(m.x), sy(m.y)];
+    const radius = (m) => Math.sqrt((m.params ? 24 + 396 * Math.sqrt(m.params / largest(every)) : 24) / Math.PI) + 1;
+    const points = every.map((m) => [...px(m), radius(m)]);
+    const lines = [];
+    for (const m of every) {
+      if (m.x_low !== null) lines.push([sx(m.x_low), sy(m.y), sx(m.x_high), sy(m.y)]);
+      if (m.y_low !== null) lines.push([sx(m.x), sy(m.y_low), sx(m.x), sy(m.y_high)]);
+    }
+    for (const protocol of new Set(steps.map((s) => s.protocol))) {
+      const own = steps.filter((s) => s.protocol === protocol).sort((a, b) => a.order - b.order).map(px);
+      own.slice(1).forEach(([x, y], i) => lines.push([own[i][0], own[i][1], x, own[i][1]], [x, own[i][1], x, y]));
+    }
+    const anchors = every.filter((m) => m.label).map((m) => ({
+      m, x: px(m)[0], y: px(m)[1], radius: radius(m) + (m.is_advised ? 7 : 0), width: textWidth(m.label), height: NAME_PX,
+    }));
+    return placed(anchors, points, lines, width, height).map(({ anchor: a, box }) => {
+      const [x, y] = [Math.min(Math.max(a.x, box.x), box.x + a.width), Math.min(Math.max(a.y, box.y), box.y + a.height)];
+      const gap = Math.hypot(a.x - x, a.y - y) || 1;
+      const share = a.radius / gap;
+      return {
+        x: box.x, y: box.y, text: a.m.label, fill: a.m.is_advised ? "#b8430a" : "#1b1f24",
+        from_x: a.x + (x - a.x) * share, from_y: a.y + (y - a.y) * share, to_x: x, to_y: y,
+        is_far: gap > a.radius + 8 ? 1 : 0,
+      };
+    });
   }
 
   async function show() {
@@ -301,7 +399,7 @@ function explore(data) {
     }
     tip.style.display = "none";
     // A width that is known at once: labels are laid out before a container has been measured.
-    const width = Math.max(360, at("chart").clientWidth);
+    const width = Math.max(360, at("chart").clientWidth - 38); // the menu's button stands at its right
     const spec = { ...chart.spec, width, height: Math.round(Math.min(680, Math.max(430, 0.54 * width))) };
     const made = await vegaEmbed("#chart", spec, {
       actions: { export: true, source: false, compiled: false, editor: false }, i18n: words.actions,

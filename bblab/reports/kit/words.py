@@ -197,7 +197,7 @@ _ZH = {
     "epoch": "轮次",
     "loss": "训练损失",
     "accuracy_top1": "验证集 top-1",
-    "curves_title": "{what}随轮次变化",
+    "curves_title": "{what} 随轮次变化",
     "time": "日期 (UTC)",
     "ratio": "相对 {reference} 的时间",
     "device_title": "{device} 的历次测量：{place}",
