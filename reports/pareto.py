@@ -59,7 +59,7 @@ def pareto(stored: Stored, options: Options) -> Page:
     sections = [(say("apart_title"), apart)] if apart.cells else []
     if options.with_published and (trackers := _trackers(stored, chosen, sources, say)).cells:
         sections.append((say("trackers_title"), trackers))
-    notes = _notes(main, chosen, accuracies, options, stored, say)
+    notes = _notes(main, chosen, options, stored, say)
     heading = charts[0].title if charts else say("pareto_title", scale=say("accuracy"), x=options.against)
     return Page(
         "pareto",
@@ -460,7 +460,7 @@ def _chart(
         key, title, place.axis_key,
         place.facets, scale.title, place.axis, y_axis, tuple(kept), tuple(fronts), tuple(ties), best, caption, is_main,
         options.budget_s if place.axis_key == "latency" else None, tuple(levels), tuple(lines), len(made) - len(kept),
-        scale.is_loss, _gaps(place, scale, by_spec, stored, competing), still_open,
+        scale.is_loss, _gaps(place, scale, by_spec, stored, competing), still_open, place.reference,
         _taken_as_exact(pairs, place, names),
     )  # fmt: skip
 
@@ -487,11 +487,16 @@ def _gaps(
         commands = [_bench_command(names[i], place.setting) for i in no_cost]
     else:
         commands = [f"bblab profile {names[i]}" for i in no_cost]
+    unfused, strangers = {c.spec_id for c in place.costs}, {spec_id for spec_id, _ in place.strangers}
+
+    def instead(spec_id: str) -> str:
+        return "unfused" if spec_id in unfused else "beside" if spec_id in strangers else ""
+
     made_by = {t.run_id: t.recipe for t in stored.trainings}
     runs = (r.run_id for found in accurate.values() for a in found if a.kind == "own" for r in a.rows)
     recipes = Counter(made_by[i] for i in runs if i is not None and i in made_by)
     return (
-        *(Gap(names[i], "x", command) for i, command in zip(no_cost, commands, strict=True)),
+        *(Gap(names[i], "x", command, instead(i)) for i, command in zip(no_cost, commands, strict=True)),
         *(Gap(c.name, "y", _accuracy_command(c.name, scale, recipes)) for c in no_accuracy),
     )
 
@@ -846,7 +851,6 @@ def _ends(interval: front.Interval | None) -> tuple[float | None, float | None]:
 def _notes(
     charts: Sequence[ParetoChart],
     scales: Sequence[Scale],
-    accuracies: Sequence[Accuracy],
     options: Options,
     stored: Stored,
     say: Words,
@@ -868,11 +872,7 @@ def _notes(
     if options.with_published and not any(p.scale in scales for p in stored.published):
         known = ", ".join(dict.fromkeys(p.scale.metric for p in stored.published))
         notes.append(say.t("published trackers are on other scales: --accuracy with one of {known}", known=known))
-    if (
-        scales
-        and any(a.scale in scales for a in accuracies)
-        and all(a.kind == "published" for a in accuracies if a.scale in scales)
-    ):
+    if charts and all(m.kind == "published" for c in charts for m in c.marks):
         notes.append(
             say.t("no accuracy of your own is stored: these are published ones (bblab pretrain, bblab record)")
         )

@@ -174,25 +174,35 @@ def _score_scale(metric: str, split: str, is_loss: bool) -> Scale:
     return Scale(metric, "", split, is_share=False, is_loss=is_loss, is_bounded=known is not None and known.is_share)
 
 
-def _accuracies_of(rows: Sequence[Run]) -> tuple[list[Run], Counter[str]]:
-    """The scores that an accuracy axis may hold, and why how many others may not, in words."""
+def _accuracies_of(rows: Sequence[Run], say: Words) -> tuple[list[Run], list[str]]:
+    """The scores that an accuracy axis may hold, and in words why others may not."""
     from bblab.tracking.metrics import is_cost
 
-    kept, odd = [], Counter[str]()
+    kept: list[Run] = []
+    costs, aimless = Counter[str](), Counter[str]()
     for run in rows:
         if run.kind != "tracker_score":
             continue
         metric = str(run.result.get("metric"))
         if is_cost(metric):
-            odd[f"stored value(s) of {metric} are of a speed or a cost, not of an accuracy: on no chart"] += 1
+            costs[metric] += 1
         elif not isinstance(run.result.get("higher_is_better"), bool):
-            odd[
-                f"stored score(s) of {metric} are on no chart, as nobody said which way is better: record them as "
-                f"{metric}:higher=VALUE or {metric}:lower=VALUE"
-            ] += 1
+            aimless[metric] += 1
         else:
             kept.append(run)
-    return kept, odd
+    told = []
+    for metric, count in costs.items():
+        value = "value of {metric} is" if count == 1 else "values of {metric} are"
+        text = f"{{count}} stored {value} of a speed or a cost, not of an accuracy: on no chart"
+        told.append(say.t(text, count=count, metric=metric))
+    for metric, count in aimless.items():
+        score, them = ("score of {metric} is", "it") if count == 1 else ("scores of {metric} are", "them")
+        text = (
+            f"{{count}} stored {score} on no chart, as nobody said which way is better: record {them} as "
+            "{metric}:higher=VALUE or {metric}:lower=VALUE"
+        )
+        told.append(say.t(text, count=count, metric=metric))
+    return kept, told
 
 
 def _best_of_each(runs: Sequence[Run], rows: Sequence[AccuracyRow], say: Words) -> list[AccuracyRow]:
@@ -365,7 +375,7 @@ def gather(
         timings = _read(runs, "timing", lambda run: timing_row(run, lambda: store.samples(run.id)), odd)
         ended = _last_of_each(run for run in runs if run.kind == "pretrain")
         trained = _read(ended, "pretrain", lambda run: training_rows(run, lambda: store.samples(run.id), say), odd)
-        scored, no_accuracy = _accuracies_of(runs)
+        scored, no_accuracy = _accuracies_of(runs, say)
         scores = _best_of_each(runs, _read(scored, "tracker_score", lambda run: score_row(run, say), odd), say)
         logs = [row for run in runs if run.kind == "tracker_training" and (row := curve_of_log(run))]
         operators = _read(runs, "operators", lambda run: operators_row(run, say), odd)
@@ -380,11 +390,11 @@ def gather(
         texts = {spec_id: store.spec_text(spec_id) or "" for spec_id in known}
     for kind, count in odd.items():
         lab.notices.append(f"{count} stored row(s) of kind {kind} are not as this version writes them: left out")
-    lab.notices += [f"{count} {why}" for why, count in no_accuracy.items()]
+    lab.notices += no_accuracy
     published = _zoo_accuracies(lab, known, with_published, say)
     accuracies += published
     known |= {a.spec_id: a.name for a in published}
-    _complete(lab, profiles, known)
+    _complete(lab, profiles, known, say)
     stored = Stored(
         tuple(reversed(timings)),
         tuple(accuracies),
@@ -476,7 +486,7 @@ def _zoo_accuracies(lab: Lab, known: Mapping[str, str], with_all: bool, say: Wor
     return found
 
 
-def _complete(lab: Lab, profiles: dict[str, ProfileRow], known: Mapping[str, str]) -> None:
+def _complete(lab: Lab, profiles: dict[str, ProfileRow], known: Mapping[str, str], say: Words) -> None:
     """Compute the profiles that no row has, where the name still stands for the same spec."""
     missing = [(spec_id, name) for spec_id, name in known.items() if spec_id and spec_id not in profiles]
     unknown = max(0, len(missing) - MOST_COMPUTED)
@@ -490,9 +500,8 @@ def _complete(lab: Lab, profiles: dict[str, ProfileRow], known: Mapping[str, str
         except BblabError:
             unknown += 1
     if unknown:
-        lab.notices.append(
-            f"parameters and MACs of {unknown} net(s) are not known here: bblab profile SPEC stores them"
-        )
+        text = "parameters and MACs of {nets} are not known here: bblab profile SPEC stores them"
+        lab.notices.append(say.t(text, nets=say.many("net", unknown)))
 
 
 def _published_trackers() -> list[PublishedRow]:

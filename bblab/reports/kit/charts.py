@@ -88,6 +88,7 @@ class Gap:
     name: str
     what: str  # "x" or "y": the number that is missing
     command: str
+    instead: str = ""  # of a latency what there is: "unfused", or "beside" another reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,7 @@ class ParetoChart:
     is_loss: bool = False  # less is better
     gaps: tuple[Gap, ...] = ()  # the most promising first
     open: float = 0.0  # memberships of the front that are not sure (variance, in candidates)
+    reference: str = ""  # the latencies' reference
     exact: tuple[str, ...] = ()  # names of points of which a spread is unknown and taken for none
 
     @property

@@ -45,9 +45,9 @@ def conclusions(chart: ParetoChart, say: Words) -> list[Sentence]:
     elif chart.open >= OPEN:
         text = say("still_open", open=f"{chart.open:.2f}")
     elif chart.exact:
-        is_one = len(chart.exact) == 1
-        are, they, them = ("is", "it", "it") if is_one else ("are", "they", "them")
-        text = say("settled_but", names=_some(chart.exact, say), are=are, they=they, them=them)
+        text = say("settled_but", names=_some(chart.exact, say))
+    elif len(chart.fronts) > 1:
+        return [Sentence(say("settled_fronts", count=len(chart.fronts)))]
     else:
         text = say("settled_front")
     return [Sentence(text + (say("each_front") if len(chart.fronts) > 1 else ""))]
@@ -55,7 +55,10 @@ def conclusions(chart: ParetoChart, say: Words) -> list[Sentence]:
 
 def _gap(chart: ParetoChart, say: Words) -> Sentence:
     first, *others = chart.gaps
-    text = say(f"gap_{first.what}", name=first.name, number=say(f"{chart.axis}_word"), scale=chart.scale)
+    number = say(f"{chart.axis}_word")
+    if first.instead:
+        number = say(f"latency_{first.instead}", reference=chart.reference)
+    text = say(f"gap_{first.what}", name=first.name, number=number, scale=chart.scale)
     if others:
         text += say("gap_more", names=_some(list(dict.fromkeys(g.name for g in others)), say))
     return Sentence(text, first.command)

@@ -46,21 +46,24 @@ _EN = {
     "next": "Measure next: {name} ({what}). Knowing it would settle {settled} of {open} open places on the front.",
     "next_x": "its latency again",
     "next_y": "its accuracy again, with another seed",
-    "gap_x": "Measure next: {name}, which has an accuracy but no {number} here; the front is not settled without it.",
-    "gap_y": "Measure next: the accuracy of {name}, of which {number} is known but no {scale}; the front is not settled"
-    " without it.",
-    "gap_more": " So is it with {names}.",
+    "gap_x": "Measure next: {name}, its {number}. Its accuracy is known; until both are, the front is not settled.",
+    "gap_y": "Measure next: {name}, its accuracy ({scale}). Its {number} is known; until both are, the front is not"
+    " settled.",
+    "gap_more": " One of the two is missing of {names} too.",
+    "latency_unfused": "latency in deploy form (it is timed unfused)",
+    "latency_beside": "latency beside {reference} (it is timed beside another reference)",
     "latency_word": "latency",
-    "macs_word": "the number of MACs",
-    "params_word": "the number of parameters",
-    "activations_word": "the number of activations",
+    "macs_word": "number of MACs",
+    "params_word": "number of parameters",
+    "activations_word": "number of activations",
     "again": "Of those shown: {text}",
     "ties_open": "The front is not settled: {ties} cannot be told apart, and no single measurement would tell them.",
     "still_open": "The front is not settled ({open} open places), and no single measurement would settle it.",
     "settled_front": "The front is settled: no single measurement would change it.",
-    "settled_but": "The front is settled if {names} {are} as exact as {they} {are} taken for: of {them} no spread is"
-    " known.",
-    "each_front": " Each front is one of a recipe; accuracies of different recipes are not compared.",
+    "settled_but": "The front is settled only if the numbers of {names} are exact: their spread is not known.",
+    "settled_fronts": "Each of the {count} fronts is settled among its own points. A front is one of a recipe, and"
+    " accuracies of different recipes are not compared.",
+    "each_front": " A front is one of a recipe; accuracies of different recipes are not compared.",
     "no_intervals": "No interval of these numbers is known: the front is that of the values as given.",
     "apart_title": "apart: not on a chart",
     "trackers_title": "published trackers, whole, on their own devices",
@@ -156,9 +159,11 @@ _ZH = {
     "next": "建议下一步测量：{name}（{what}）。可确定前沿上 {open} 个未定名额中的 {settled} 个。",
     "next_x": "重测延迟",
     "next_y": "换随机种子重测精度",
-    "gap_x": "建议下一步测量：{name} 已有精度，但此处没有{number}；缺少它，前沿尚未确定。",
-    "gap_y": "建议下一步测量：{name} 的精度。它的{number}已知，但没有 {scale}；缺少它，前沿尚未确定。",
-    "gap_more": "另外还缺：{names}。",
+    "gap_x": "建议下一步测量：{name} 的{number}。其精度已知；两者都已知之前，前沿尚未确定。",
+    "gap_y": "建议下一步测量：{name} 的精度（{scale}）。其{number}已知；两者都已知之前，前沿尚未确定。",
+    "gap_more": "另外缺少两者之一的还有：{names}。",
+    "latency_unfused": "部署形式延迟（目前只测了未融合形式）",
+    "latency_beside": "相对 {reference} 的延迟（目前相对另一参照测量）",
     "latency_word": "延迟",
     "macs_word": "乘加次数",
     "params_word": "参数量",
@@ -166,7 +171,8 @@ _ZH = {
     "again": "就图中各点而言：{text}",
     "ties_open": "前沿尚未确定：{ties} 无法区分，任何一次单独测量也不能区分它们。",
     "still_open": "前沿尚未确定（{open} 个未定名额），任何一次单独测量都不能确定它。",
-    "settled_but": "若 {names} 的数值确实精确，则前沿已确定：它们的离散程度未知。",
+    "settled_but": "仅当 {names} 的数值确实精确时，前沿才已确定：其离散程度未知。",
+    "settled_fronts": "{count} 条前沿在各自的点之间均已确定。每种训练方案各有一条前沿；不同方案的精度不作比较。",
     "each_front": "每种训练方案各有一条前沿；不同方案的精度不作比较。",
     "apart_title": "未绘入图中的网络",
     "trackers_title": "已发表的完整跟踪器（各自设备上的结果）",
@@ -385,6 +391,18 @@ _ZH_TEXTS = {
     "of the whole {name}, this is a cut of it": "此为整个 {name} 的数值，本网络只是其一部分",
     "other": "其他",
     "digits": "手写数字",
+    "parameters and MACs of {nets} are not known here: bblab profile SPEC stores them":
+        "{nets} 个网络的参数量与 MACs 在此未知：bblab profile SPEC 可存入",
+    "{count} stored value of {metric} is of a speed or a cost, not of an accuracy: on no chart":
+        "{metric} 的 {count} 个数值属于速度或开销，不是精度：不绘入图中",
+    "{count} stored values of {metric} are of a speed or a cost, not of an accuracy: on no chart":
+        "{metric} 的 {count} 个数值属于速度或开销，不是精度：不绘入图中",
+    "{count} stored score of {metric} is on no chart, as nobody said which way is better: record it as "
+    "{metric}:higher=VALUE or {metric}:lower=VALUE":
+        "{metric} 的 {count} 个数值未注明方向，不绘入图中：请记录为 {metric}:higher=VALUE 或 {metric}:lower=VALUE",
+    "{count} stored scores of {metric} are on no chart, as nobody said which way is better: record them as "
+    "{metric}:higher=VALUE or {metric}:lower=VALUE":
+        "{metric} 的 {count} 个数值未注明方向，不绘入图中：请记录为 {metric}:higher=VALUE 或 {metric}:lower=VALUE",
     # the page and the terminal
     "{count} more row in the CSV file": "其余 {count} 行见 CSV 文件",
     "{count} more rows in the CSV file": "其余 {count} 行见 CSV 文件",
