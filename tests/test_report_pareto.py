@@ -8,6 +8,7 @@ import re
 import shutil
 import sqlite3
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from bblab.lab import Lab, reporting
 from bblab.reports import Options, Page
 from bblab.reports.kit import placement, tables
 from bblab.reports.kit.charts import ParetoChart
+from bblab.reports.kit.verdict import conclusions
+from bblab.reports.kit.words import Words
 from bblab.rooms import Rooms
 from bblab.store import MIGRATIONS, NewRun, Store
 
@@ -296,6 +299,142 @@ def test_a_net_timed_beside_another_reference_only_is_listed_apart(filled: Any) 
 def test_a_stopped_training_has_no_accuracy(filled: Any) -> None:
     rows = [timing("a", "1" * 12, 0.002), training("a", "1" * 12, 60, status="stopped"), *FOUR[3:]]
     assert "a" in apart(page_of(filled(rows)))
+
+
+# What is said of the front --------------------------------------------------------------------------------------------
+
+
+def said(page: Page, lang: str = "en") -> list[tuple[str, str]]:
+    (chart, *_) = main_charts(page)
+    return [(s.text, s.command) for s in conclusions(chart, Words(lang))]
+
+
+def test_a_front_without_gaps_ties_or_unknown_spreads_is_settled(filled: Any) -> None:
+    ((text, command),) = said(page_of(filled(FOUR)))
+    assert text == "The front is settled: no single measurement would change it." and command == ""
+
+
+@pytest.mark.parametrize(
+    ("more", "told", "command"),
+    [
+        ([training("e", "e" * 12, 90)], "e, its latency. Its accuracy is known", "bblab bench e --device host"),
+        ([timing("e", "e" * 12, 0.001)], "e, its accuracy (top-1, digits abcdef). Its latency is known",
+         "bblab pretrain e --recipe digits"),
+        ([timing("e", "e" * 12, 0.001, form="train"), training("e", "e" * 12, 90)],
+         "latency in deploy form (it is timed unfused)", "bblab bench e"),
+        ([timing("e", "e" * 12, 0.003, reference="a", session="duel"), training("e", "e" * 12, 75)],
+         "beside resnet18 (it is timed beside another reference)", "bblab bench e"),
+        ([timing("e", "e" * 12, 0.001), training("e", "e" * 12, None)], "e, its accuracy", "bblab pretrain e"),
+        ([timing("e", "e" * 12, 0.001), training("e", "e" * 12, 50, status="stopped")], "e, its accuracy",
+         "bblab pretrain e"),
+    ],
+    ids=["latency", "accuracy", "train form only", "another reference", "NaN", "stopped"],
+)  # fmt: skip
+def test_a_candidate_that_lacks_a_number_is_named_instead_of_a_settled_front(
+    filled: Any, more: list[NewRun], told: str, command: str
+) -> None:
+    ((text, run),) = said(page_of(filled([*FOUR, *more])))
+    assert text.startswith("Measure next: ") and told in text and "until both are, the front is not settled" in text
+    assert run.startswith(command)
+
+
+def test_the_missing_number_may_put_its_net_on_the_front(filled: Any) -> None:
+    # The very case: e, at 90 %, lacked its latency only; measured at 3 ms it is on the front and throws b and d off.
+    more = [training("e", "e" * 12, 90), timing("e", "e" * 12, 0.003)]
+    (chart,) = main_charts(page_of(filled([*FOUR, *more])))
+    assert {m.name for m in chart.marks if m.is_on_front} == {"a", "e"}
+
+
+def test_the_reference_is_no_candidate(filled: Any) -> None:
+    reference = timing("resnet18", "f" * 12, 0.040)
+    row = NewRun("timing", "f" * 12, "resnet18", "0", reference.inputs, {**reference.result, "is_reference": True})
+    assert "settled: no single" in said(page_of(filled([*FOUR, row])))[0][0]
+
+
+def test_of_several_that_lack_a_number_the_most_promising_comes_first(filled: Any) -> None:
+    more = [training("e", "e" * 12, 70), training("f", "f" * 12, 90), timing("g", "9" * 12, 0.001)]
+    ((text, command),) = said(page_of(filled([*FOUR, *more])))
+    assert "Measure next: f, its latency" in text and "One of the two is missing of e, g too." in text
+    assert command.startswith("bblab bench f")
+
+
+def test_a_front_with_points_that_cannot_be_told_apart_is_not_settled() -> None:
+    from bblab.reports.kit.charts import Axis, Front, Mark
+
+    def mark(name: str, x: float, y: float, is_on: bool) -> Mark:
+        return Mark(name, name, name, "deploy", "other", x, x * 0.9, x * 1.1, y, y - 0.02, y + 0.02, "own", "p", is_on,
+                    not is_on, float(is_on), None)  # fmt: skip
+
+    bare = ParetoChart(
+        "k", "t", "latency", (), "top-1", Axis("latency", "x"), Axis("y", "y"),
+        (mark("a", 1, 0.7, True), mark("b", 1.05, 0.69, False)), (Front("p", "own", ((1, 0.7),)),), (("a", "b"),), None,
+        "", True,
+    )  # fmt: skip
+
+    def text(**changes: Any) -> str:
+        return conclusions(replace(bare, **changes), Words("en"))[0].text
+
+    assert text() == (
+        "The front is not settled: a = b cannot be told apart, and no single measurement would tell them."
+    )
+    assert text(ties=(), open=0.4).startswith("The front is not settled (0.40 open places)")
+    assert text(ties=(), exact=("b",)) == (
+        "The front is settled only if the numbers of b are exact: their spread is not known."
+    )
+    two = (Front("p", "own", ((1, 0.7),)), Front("q", "own", ((1, 0.7),)))
+    assert text(ties=(), fronts=two).startswith("Each of the 2 fronts is settled among its own points")
+    assert text(ties=()) == "The front is settled: no single measurement would change it."
+
+
+def test_the_page_and_the_terminal_say_the_same(bblab: Any, filled: Any, tmp_path: Path) -> None:
+    pytest.importorskip("altair")
+    filled([*FOUR, training("e", "e" * 12, 90)])
+    ran = bblab("report", "--out", tmp_path)
+    told = "Measure next: e, its latency. Its accuracy is known; until both are, the front is not settled."
+    assert told in ran.out and "settled: no single" not in ran.out
+    assert "next: bblab bench e --device host --runtime ort --size 255" in ran.out
+
+
+def test_why_a_net_is_on_no_chart_is_what_is_stored_of_it(filled: Any) -> None:
+    cost = score("n", "8" * 12, 12.0, metric="latency_ms", higher_is_better=False)
+    lab = filled([*FOUR, timing("n", "8" * 12, 0.001), cost, score("n", "8" * 12, 0.26)])
+    told = apart(page_of(lab))["n"]
+    assert told == "no top-1, digits abcdef; what is stored of it is vot2018_eao, test (--accuracy vot2018_eao)"
+    assert lab.notices[0] == "1 stored value of latency_ms is of a speed or a cost, not of an accuracy: on no chart"
+    with pytest.raises(BblabError, match="no accuracy 'latency_ms'"):
+        page_of(lab, accuracy="latency_ms")
+
+
+def test_a_training_that_did_not_end_is_the_reason(filled: Any) -> None:
+    lab = filled([*FOUR, timing("n", "8" * 12, 0.001), training("n", "8" * 12, 50, status="stopped")])
+    assert apart(page_of(lab)) == {"n": "no accuracy: its training (run 14) did not run to its end"}
+
+
+def test_a_score_without_a_direction_is_on_no_chart(filled: Any) -> None:
+    lab = filled([timing("n", "8" * 12, 0.001), score("n", "8" * 12, 3.0, metric="mine", higher_is_better=None)])
+    assert main_charts(page_of(lab)) == []
+    assert "nobody said which way is better" in lab.notices[0]
+
+
+def test_seeds_near_a_hundred_percent_have_no_interval_beyond_it(filled: Any) -> None:
+    rows = [timing("a", "1" * 12, 0.002)]
+    rows += [training("a", "1" * 12, v, seed=i, half=None) for i, v in enumerate((99.0, 100.0))]
+    (mark,) = main_charts(page_of(filled(rows)))[0].marks
+    # 99.5 +- .5 sqrt 2 = 100.2 before
+    assert mark.y == pytest.approx(0.995) and mark.y_high == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0])
+def test_zero_and_negative_scores_are_numbers(filled: Any, value: float) -> None:
+    pytest.importorskip("matplotlib")
+    from bblab.reports.kit import draw_print
+
+    rows = [timing("n", "8" * 12, 0.001), score("n", "8" * 12, value, metric="mine"), profile("n", "8" * 12)]
+    page = page_of(filled(rows))
+    (mark,) = main_charts(page)[0].marks
+    assert mark.y == value
+    low, high = draw_print.draw(page.charts[0]).axes[0].get_ylim()
+    assert low < value < high
 
 
 # Tables -------------------------------------------------------------------------------------------------------------
@@ -664,6 +803,39 @@ def test_the_page_speaks_chinese(browser: Any, filled: Any, tmp_path: Path) -> N
     assert "骨干网络" in opened.page.inner_text("#title")
     assert opened.page.get_attribute("html", "lang") == "zh-CN"
     assert opened.errors == []
+
+
+# Names, units and commands, which are nobody's words; what comes from data and nets; a design rule's message.
+NOT_OURS = re.compile(
+    r"bblab [^，。；）]*|--[a-z-]+( [A-Z]+)?|\[[^\]]*\]|[A-Za-z0-9_.@:-]*[_@0-9][A-Za-z0-9_.@:-]*|"
+    r"\b(top-1|MACs|UTC|ms|us|px|fps|ort|host|float32|deploy|train|nanotrack|digits|abcdef|Made-up CPU|CPU|RF|SE|GB|MB|"
+    r"CSV|Markdown|JavaScript|SVG|PNG|M|K|G|B|val|test|arXiv|Luo et al|cpu|back to back|made up|heavy-last-stage|"
+    r"of <all>|s|x|a|b|c|d)\b"
+)
+
+
+def test_columns_and_cells_of_every_report_are_in_chinese(lab: Path) -> None:
+    odd = [
+        timing("fast", "f" * 12, 0.001), training("slow", "e" * 12, 90), timing("d", f"{4:012x}", 0.02, form="train"),
+        score("a", f"{1:012x}", 0.2), training("n", "8" * 12, None), timing("n", "8" * 12, 0.003),
+        timing("x", "9" * 12, 0.003, reference="a", session="duel"), training("a", f"{1:012x}", 61, seed=1),
+        timing("a", f"{1:012x}", 0.003, pace_fps=30.0, threads=2, session="t"),
+    ]  # fmt: skip
+    with Store.open(lab / "lab.sqlite") as store:
+        store.add_many([*FOUR, *odd])
+    made = Lab(lab)
+    for name in ("pareto", "comparison", "spec_card", "runs", "device"):
+        stored = reporting.gather(made, lang="zh")
+        page = reports.find_for_notebook(name, Rooms(lab))(stored, Options(lang="zh"))
+        tables = [page.table, *(t for _, t in page.sections)]
+        said = [page.heading, *page.about, *page.notes, *(title for title, _ in page.sections)]
+        said += [text for t in tables for c in t.columns if c.title for text in (c.title, c.unit)]
+        said += [row[i] for t in tables for row in t.cells for i, c in enumerate(t.columns) if c.title]
+        said += [c.title for c in page.charts] + [getattr(c, "caption", "") for c in page.charts]
+        said += [text for c in page.charts if isinstance(c, ParetoChart) for m in c.marks for pair in m.provenance
+                 for text in pair]  # fmt: skip
+        left = sorted({w for text in said for w in re.findall(r"[A-Za-z]{3,}", NOT_OURS.sub(" ", text))})
+        assert left == [], (name, left, [t for t in said if any(w in t for w in left)][:5])
 
 
 def test_a_wrong_axis_in_python_is_a_mistake_of_the_user(filled: Any) -> None:

@@ -83,7 +83,7 @@ function crosses([x0, y0, x1, y1], box) {
 function placed(anchors, points, lines, width, height) {
   const options = anchors.map((a) => {
     const found = [];
-    for (const distance of [2, 6, 12, 20, 32, 48, 66, 90]) {
+    for (const distance of [2, 6, 12, 20, 32, 48, 66, 90, 120]) {
       for (let k = 0; k < 24; k++) {
         const angle = (2 * Math.PI * k) / 24;
         const reach = a.radius + distance;
@@ -369,7 +369,7 @@ function explore(data) {
       own.slice(1).forEach(([x, y], i) => lines.push([own[i][0], own[i][1], x, own[i][1]], [x, own[i][1], x, y]));
     }
     const anchors = every.filter((m) => m.label).map((m) => ({
-      m, x: px(m)[0], y: px(m)[1], radius: radius(m) + (m.is_advised ? 7 : 0), width: textWidth(m.label), height: NAME_PX,
+      m, x: px(m)[0], y: px(m)[1], radius: radius(m) + (m.is_advised ? 7 : 0), width: textWidth(m.label), height: NAME_PX + 3,
     }));
     return placed(anchors, points, lines, width, height).map(({ anchor: a, box }) => {
       const [x, y] = [Math.min(Math.max(a.x, box.x), box.x + a.width), Math.min(Math.max(a.y, box.y), box.y + a.height)];

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 ANGLES = 24
-DISTANCES = (2.0, 6.0, 12.0, 20.0, 32.0, 48.0, 66.0)
+DISTANCES = (2.0, 6.0, 12.0, 20.0, 32.0, 48.0, 66.0, 90.0, 120.0)
 PASSES = 4
 MARGIN = 1.5
 LINE = 70.0  # a line through a label costs more than the longest way beside it
