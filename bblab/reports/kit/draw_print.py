@@ -425,8 +425,12 @@ def _labels(
 
     anchors, texts = [], []
     for m in wanted:
-        text = axes.text(0, 0, _short(m.name, 30), fontsize=size, transform=None, zorder=6, gid="label", va="bottom",
-                         color=INK if m.is_on_front else ACCENT if m is advised else QUIET)  # fmt: skip
+        # From its point in points of print, so that it stays there at any resolution.
+        text = axes.annotate(
+            _short(m.name, 30), (m.x * fx, m.y * fy), xytext=(0, 0), textcoords="offset points", fontsize=size,
+            zorder=6, gid="label", ha="left", va="bottom", annotation_clip=False,
+            color=INK if m.is_on_front else ACCENT if m is advised else QUIET,
+        )  # fmt: skip
         box = text.get_window_extent(renderer)
         x, y = at(m.x * fx, m.y * fy)
         anchors.append(placement.Anchor(x, y, radius(m), box.width * to_points, box.height * to_points))
@@ -439,20 +443,20 @@ def _labels(
     for (a, b), (c, d) in [*_bars_of(chart.marks, fx, fy), *_links_of(chart, fx, fy)]:
         lines.append((*at(a, b), *at(c, d)))
     upright = [line.value * fx for line in chart.lines] + ([chart.budget * fx] if chart.budget is not None else [])
-    lines += [(*at(v, axes.get_ylim()[0]), *at(v, axes.get_ylim()[1])) for v in upright]
-    lines += [(*at(axes.get_xlim()[0], v.value * fy), *at(axes.get_xlim()[1], v.value * fy)) for v in chart.levels]
-    for text, anchor, box in zip(texts, anchors, placement.place(anchors, marks, bounds, lines), strict=True):
-        text.set_position((box.x / to_points, box.y / to_points))
+    faint = [(*at(v, axes.get_ylim()[0]), *at(v, axes.get_ylim()[1])) for v in upright]
+    faint += [(*at(axes.get_xlim()[0], v.value * fy), *at(axes.get_xlim()[1], v.value * fy)) for v in chart.levels]
+    for text, anchor, box in zip(texts, anchors, placement.place(anchors, marks, bounds, lines, faint), strict=True):
+        text.set_position((box.x - anchor.x, box.y - anchor.y))
         near_x = min(max(anchor.x, box.x), box.x + box.width)
         near_y = min(max(anchor.y, box.y), box.y + box.height)
         gap = math.hypot(anchor.x - near_x, anchor.y - near_y)
         if gap > anchor.radius + 7:
             share = anchor.radius / gap
-            axes.plot(
-                [(anchor.x + (near_x - anchor.x) * share) / to_points, near_x / to_points],
-                [(anchor.y + (near_y - anchor.y) * share) / to_points, near_y / to_points],
-                color=QUIET, linewidth=0.5, transform=None, zorder=5.5, clip_on=False,
-            )  # fmt: skip
+            begin = (anchor.x + (near_x - anchor.x) * share, anchor.y + (near_y - anchor.y) * share)
+            back = axes.transData.inverted().transform
+            ends = [back((x / to_points, y / to_points)) for x, y in (begin, (near_x, near_y))]
+            axes.plot(*zip(*ends, strict=True), color=QUIET, linewidth=0.5, zorder=5.5, clip_on=False,
+                      scalex=False, scaley=False)  # fmt: skip
 
 
 def _key(

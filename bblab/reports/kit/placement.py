@@ -18,7 +18,8 @@ ANGLES = 24
 DISTANCES = (2.0, 6.0, 12.0, 20.0, 32.0, 48.0, 66.0, 90.0, 120.0)
 PASSES = 4
 MARGIN = 1.5
-LINE = 70.0  # a line through a label costs more than the longest way beside it
+LINE = 70.0  # of the front, or a bar: through a label it costs as much as a long way beside it
+FAINT = 25.0  # a limit or the like, drawn thin
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,10 @@ def place(
     marks: Sequence[tuple[float, float, float]],
     bounds: Rect,
     lines: Sequence[tuple[float, float, float, float]] = (),
+    faint: Sequence[tuple[float, float, float, float]] = (),
 ) -> list[Rect]:
-    """A box for each label, in order. `marks`: (x, y, radius) of every point; `lines`: segments to keep off.
+    """A box for each label, in order. `marks`: (x, y, radius) of every point; `lines`: segments to keep off; `faint`:
+    those to keep off where it costs little.
 
     Free space above left is preferred: there a front has no points. No label is dropped, so in a crowd that has no
     room some may still touch; `overlapping` tells.
@@ -73,7 +76,7 @@ def place(
     if not anchors:
         return []
     options = [_around(a) for a in anchors]
-    fixed = np.array([_costs(found, marks, bounds, lines) for found in options])
+    fixed = np.array([_costs(found, marks, bounds, lines, faint) for found in options])
     corners = np.array([[(box.x, box.y) for box, _, _ in found] for found in options])  # labels, places, 2
     sizes = np.array([(a.width, a.height) for a in anchors])
     chosen = fixed.argmin(1)
@@ -118,6 +121,7 @@ def _costs(
     marks: Sequence[tuple[float, float, float]],
     bounds: Rect,
     lines: Sequence[tuple[float, float, float, float]],
+    faint: Sequence[tuple[float, float, float, float]],
 ) -> list[float]:
     """What each place costs by itself: distance, direction, marks and lines under it. All at once, for crowds."""
     import numpy as np
@@ -134,9 +138,10 @@ def _costs(
         x, y, radius = np.array(marks).T
         gap = np.hypot(x - np.clip(x, left, right), y - np.clip(y, low, high)) - radius
         cost += np.where(gap < MARGIN, 25 + 6 * np.minimum(radius, MARGIN - gap), 0.0).sum(1)
-    if lines:
-        near = left - MARGIN, low - MARGIN, right + MARGIN, high + MARGIN  # a line may not touch the letters either
-        cost += LINE * _crossed(np.array(lines), *near).sum(1)
+    near = left - MARGIN, low - MARGIN, right + MARGIN, high + MARGIN  # a line may not touch the letters either
+    for segments, price in ((lines, LINE), (faint, FAINT)):
+        if segments:
+            cost += price * _crossed(np.array(segments), *near).sum(1)
     return [float(c) for c in cost]
 
 
