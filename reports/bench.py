@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bblab.latency import agreement, agreement_words, machine_words
-from bblab.latency.words import count_of
+from bblab.latency.words import NO_INTERVAL_WORDS, count_of, interval_of
 from bblab.reports import Cell, Column, Page, Table, report
 from bblab.reports.kit import tables
 
@@ -67,7 +67,7 @@ def _group(row: Row) -> Group:
 
 
 def _row(row: Row, paced: Row | None) -> tuple[tuple[str, ...], tuple[Cell, ...]]:
-    low, high = row["ratio_low"], row["ratio_high"]
+    low, high = interval_of(row)
     ratio = "the reference" if row["is_reference"] else tables.span(row["ratio"], low, high, 3)
     place = f"{row['rank']}{'=' if row['tied_with'] else ''}"
     marks = "" if row["steady"] else " ~"
@@ -109,6 +109,8 @@ def _notes(rows: Sequence[Row], groups: Mapping[Group, Sequence[tuple[Row, Row |
         if any(not r["steady"] for r in members):
             where = f" ({_name(members[0])})" if len(sessions) > 1 else ""
             notes.append(f"~ not steady{where}: {_reasons(members)}")
+    if any(r["processes"] < 2 for r in rows):
+        notes.append(NO_INTERVAL_WORDS)
     if any(r["form"] == "train" for r in rows):
         notes.append("train is the unfused form: not what a device runs")
     notes += _disagreements(sessions)

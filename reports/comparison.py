@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bblab.errors import BblabError
-from bblab.latency.words import count_of
+from bblab.latency.words import NO_INTERVAL_WORDS, count_of, interval_of
 from bblab.reports import Cell, Column, Options, Page, Table, notebook_report, report
 from bblab.reports.kit import tables
 from bblab.reports.kit.stored import Setting, Stored, TimingRow
@@ -69,12 +69,12 @@ def _row(row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Cell, ...]]:
         return "–" if not tracker else f"{tracker[which]['size']}→{tracker[which]['map'][1]}"
 
     if timing:
-        interval = tables.span(timing["ratio"], timing["ratio_low"], timing["ratio_high"], 3)
+        interval = tables.span(timing["ratio"], *interval_of(timing), 3)
         cpu_ms = f"{timing['cpu_p10_s'] * 1e3:.2f}"
     else:
         interval = cpu_ms = "–"
     score = tracker["xcorr_map"] if tracker else None
-    low, high = (timing["ratio_low"], timing["ratio_high"]) if timing else (None, None)
+    low, high = interval_of(timing) if timing else (None, None)
     cells = (
         row["name"],
         _millions(deploy["params_backbone"]),
@@ -135,6 +135,8 @@ def _notes(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
             f"latency against {t['reference']}, deploy form, at the same size; {t['device']}, {t['runtime']} "
             f"{t['runtime_version']}, {t['precision']}, {count_of(t['threads'], 'thread')}, batch 1"
         )
+        if any(interval_of(t) == (None, None) for t in timings):
+            notes.append(NO_INTERVAL_WORDS)
         ties = _ties(timings)
         if ties:
             notes.append("not told apart (their intervals overlap): " + "; ".join(ties))
@@ -150,8 +152,9 @@ def _ties(timings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         f"{a['spec']} = {b['spec']}"
         for a, b in itertools.pairwise(ordered)
-        if None not in (a["ratio_high"], b["ratio_low"])
-        and a["ratio_high"] >= b["ratio_low"]
+        if (high := interval_of(a)[1]) is not None
+        and (low := interval_of(b)[0]) is not None
+        and high >= low
         and a["input"] == b["input"]
     ]
 

@@ -116,7 +116,9 @@ def _diagram(profile: ProfileRow, stored: Stored, say: Words) -> Diagram:
         for m in _maps(profile)
     ]  # fmt: skip
     size = "×".join(map(str, profile.result.get("input") or []))
-    return Diagram(_key(profile, "stages"), f"{profile.name}: {say('diagram_title')} ({size})", tuple(boxes))
+    return Diagram(
+        _key(profile, "stages"), profile.name + say.t(": ") + say("diagram_title") + f" ({size})", tuple(boxes)
+    )
 
 
 def _rows_by_stage(text: str) -> dict[str, list[str]]:
@@ -143,7 +145,7 @@ def _costs(profile: ProfileRow, say: Words) -> Bars:
         written = tuple("–" if v is None else f"{_si(v)}{unit}  {_share(v / total)}" for v in raw)
         series.append((say.t(title), tuple(None if v is None else v / total for v in raw), written))
     names = tuple(m["stage"] for m in maps)
-    return Bars(_key(profile, "cost"), f"{profile.name}: {say('cost_title')}", names, tuple(series))
+    return Bars(_key(profile, "cost"), profile.name + say.t(": ") + say("cost_title"), names, tuple(series))
 
 
 def _share(share: float) -> str:
@@ -169,7 +171,7 @@ def _growth(profile: ProfileRow, say: Words) -> LineChart | None:
         level = Level(f"{say('template')} {size} px", float(size))
     curve = Curve(profile.name, tuple(points), provenance=((say.t("spec"), profile.spec_id),))
     return LineChart(
-        _key(profile, "receptive-field"), f"{profile.name}: {say('rf_title')}", Axis("stage", say("stage")),
+        _key(profile, "receptive-field"), profile.name + say.t(": ") + say("rf_title"), Axis("stage", say("stage")),
         Axis("receptive_field", say("receptive_field"), "px", is_log=True), (curve,), level=level,
         x_names=tuple(m["stage"] for m in maps),
     )  # fmt: skip
@@ -181,19 +183,19 @@ def _heat(profile: ProfileRow, field: FieldRow, say: Words) -> Heat:
     tracker = profile.result.get("tracker")
     if tracker:
         size = tracker["template"]["size"]
-        squares.append((f"{say('template')}, {size} px", float(size)))
+        squares.append((say.join(say("template"), f"{size} px"), float(size)))
     rf = profile.result.get("receptive_field")
     if rf and rf < side:
-        squares.append((f"{say('theory')}, {rf} px", float(rf)))
-    squares.append((f"{say('holds', share='95 %')}: {field.side_95_px} px", float(field.side_95_px)))
+        squares.append((say.join(say("theory"), f"{rf} px"), float(rf)))
+    squares.append((say("holds", share="95 %") + say.t(": ") + f"{field.side_95_px} px", float(field.side_95_px)))
     caption = say.t(
         "absolute gradient of the central unit of the last tap, {images} images of noise, random weights, deploy form; "
         "square root of the share of the largest (Luo et al. 2016, arXiv:1701.04128)",
         images=field.images,
     )
     rows = tuple(tuple(value**0.5 for value in row) for row in field.rows)
-    return Heat(_key(profile, "effective"), f"{profile.name}: {say('erf_title')}", rows, tuple(squares), field.centre,
-                caption)  # fmt: skip
+    title = profile.name + say.t(": ") + say("erf_title")
+    return Heat(_key(profile, "effective"), title, rows, tuple(squares), field.centre, caption)
 
 
 def _operators(row: OperatorsRow, number: int, say: Words) -> Bars:
@@ -208,7 +210,7 @@ def _operators(row: OperatorsRow, number: int, say: Words) -> Bars:
     told = "; ".join(f"{name} {share:.0%}" for name, _, _, share in ops[:6])
     return Bars(
         f"time-{number}-" + "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in row.name).split()),
-        f"{row.name}: {say('time_title')} ({say.t(row.form)})", names,
+        row.name + say.t(": ") + say("time_title") + f" ({say.t(row.form)})", names,
         ((say("time_of_row"), tuple(share for *_, share in order), written),),
         caption + say.t("; by sort: {sorts}", sorts=told),
     )  # fmt: skip

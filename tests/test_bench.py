@@ -355,3 +355,23 @@ def test_progress_of_several_sessions_foretells_them_all() -> None:
     tell(5, 30, 50.0, "process 2 of 6")
     # 50 s of this one, and 60 for the one to come
     assert told[-1] == (5, 30, 110.0, "session 2 of 3, ncnn, 2 threads, 30 fps: process 2 of 6")
+
+
+@pytest.mark.usefixtures("fake")
+def test_of_one_process_no_interval_is_printed(bblab: Any) -> None:
+    from dataclasses import replace
+
+    from bblab.lab import reporting
+
+    ran = bblab("bench", "nanotrack", "mobileone_s0@s16", "--json", "-")
+    rows = [{**row, "processes": 1} for row in json.loads(ran.out)["latency"]]
+    page = reports.find("bench", Lab().rooms)(rows)
+    at = [c.key for c in page.table.columns].index("ratio")
+    ratios = [cells[at] for cells in page.table.cells if cells[at] != "the reference"]
+    assert len(ratios) == 2 and all(text.endswith("(no interval)") for text in ratios)
+    assert any("at least 2 are needed" in note for note in page.notes)
+    with Store.open(Lab().store_path, read_only=True) as store:
+        run = store.runs(kind="timing")[0]
+        alone = replace(run, result={**run.result, "processes": 1})
+        row = reporting.timing_row(alone, lambda: store.samples(run.id))
+    assert (row.ratio_low, row.ratio_high, row.own) == (None, None, ())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -193,13 +192,13 @@ def _tracker(row: Mapping[str, Any], why_not: str) -> RenderableType:
 
 
 def _interval(low: float | None, high: float | None) -> str:
-    if low is None or high is None or not low < high < math.inf:
+    if low is None or high is None or not low < high:
         return "no interval"
     return f"{digits(low)} – {digits(high)}"
 
 
 def _latency(rows: list[Mapping[str, Any]]) -> RenderableType:
-    from bblab.latency.words import count_of
+    from bblab.latency.words import count_of, interval_of
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     first = rows[0]
@@ -212,7 +211,7 @@ def _latency(rows: list[Mapping[str, Any]]) -> RenderableType:
             doubt = "unfused; " + doubt if doubt else "unfused: not what the device runs"
         table.add_row(
             r["form"], milliseconds(r["cpu_p10_s"]), digits(r["ratio"]),
-            _interval(r["ratio_low"], r["ratio_high"]),
+            _interval(*interval_of(r)),
             milliseconds(r["wall_p50_s"]) if r["wall_p50_s"] else "not shown",
             milliseconds(r["wall_p90_s"]) if r["wall_p90_s"] else "not shown", Text(doubt, style="yellow"),
         )  # fmt: skip

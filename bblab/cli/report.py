@@ -42,7 +42,7 @@ def report(
     since: Annotated[str | None, typer.Option("--since", metavar="DATE", help="Only runs from then on, UTC.")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write there; else into the lab.")] = None,
     is_opened: Annotated[bool, typer.Option("--open", help="Show the page in a browser.")] = False,
-    lang: Annotated[str, typer.Option("--lang", help="Titles and captions: en or zh.")] = "en",
+    lang: Annotated[str, typer.Option("--lang", help="en or zh.")] = "en",
     json: common.JsonOption = None,
     lab: common.LabOption = None,
 ) -> None:

@@ -68,15 +68,18 @@ def timing_row(run: Run, samples: Callable[[], Mapping[str, Sequence[float]]]) -
         raw = samples()
         own = _by_process(raw.get(kind, ()), lengths[kind])
         beside = _by_process(raw.get(f"reference_{kind}", ()), lengths[f"reference_{kind}"])
+    low, high = _number(r.get("ratio_low")), _number(r.get("ratio_high"))
+    if r.get("processes") == 1:  # its calls say nothing of another process: no interval, and none to be drawn
+        own, beside, low, high = (), (), None, None
     ratio = float(r["ratio"])
     if not (ratio > 0 and math.isfinite(ratio)):
         raise ValueError("the ratio is not a positive number")
     reference = (str(i["reference"]), str(r.get("reference_form", "deploy")), tuple(r.get("reference_input") or ()))
     return TimingRow(
         run.id, run.created_utc, run.spec_id, run.name, str(i["form"]), setting, str(r.get("session", run.id)),
-        reference, bool(r.get("is_reference")), float(time_s), ratio, _number(r.get("ratio_low")),
-        _number(r.get("ratio_high")), estimator, bool(r.get("steady", True)), bool(r.get("is_busy")),
-        tuple(map(str, r.get("doubts") or ())), own, beside, before, after,
+        reference, bool(r.get("is_reference")), float(time_s), ratio, low, high, estimator,
+        bool(r.get("steady", True)), bool(r.get("is_busy")), tuple(map(str, r.get("doubts") or ())), own, beside,
+        before, after,
     )  # fmt: skip
 
 

@@ -83,6 +83,13 @@ def ranking(timings: Sequence[Timing]) -> str:
     return " < ".join(" = ".join(t.label for t in group) for group in groups)
 
 
+def interval_of(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """The ends of a `--json` row's interval; none for one process, whose calls say nothing of another process."""
+    low, high = row["ratio_low"], row["ratio_high"]
+    is_known = row.get("processes", 2) > 1 and low is not None and high is not None and math.isfinite(high)
+    return (low, high) if is_known else (None, None)
+
+
 def count_of(number: int, thing: str, things: str = "") -> str:
     """ "1 process", "8 processes"."""
     return f"{number} {thing if number == 1 else things or thing + 's'}"

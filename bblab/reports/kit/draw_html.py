@@ -364,7 +364,7 @@ def line_spec(chart: LineChart, say: Words) -> dict[str, Any]:
     y_axis = alt.Axis(values=values, format="~r") if values else alt.Undefined
     y = alt.Y("y:Q", title=chart.y.label, scale=scale, axis=y_axis)
     named = [c.label for c in chart.curves if not c.is_faint][: 2 * draw_print.MOST_CURVES]
-    legend = alt.Legend(title=None, labelLimit=300, values=named)
+    legend = alt.Legend(title=None, labelLimit=300, values=named) if draw_print.needs_key(chart) else None
     colour = alt.Color("curve:N", scale=alt.Scale(domain=names, range=shades), legend=legend)
     # A second round of the hues is told by its shape and its dashes.
     shapes = [("circle", "square", "triangle-up", "diamond")[n % 4] for n in rounds]
@@ -391,7 +391,7 @@ def line_spec(chart: LineChart, say: Words) -> dict[str, Any]:
     if chart.level is not None:
         level = alt.Chart(alt.InlineData([{"y": chart.level.value * chart.y.factor}]))
         layers.append(level.mark_rule(strokeDash=[3, 3], color="#5c6670").encode(y=alt.Y("y:Q", scale=scale)))
-        told = level.mark_text(align="right", dx=-4, dy=-6, color="#5c6670", fontSize=11)
+        told = level.mark_text(align="right", dx=-4, dy=-4, baseline="bottom", color="#5c6670", fontSize=11)
         layers.append(
             told.encode(x=alt.value(alt.expr("width")), y=alt.Y("y:Q", scale=scale), text=alt.value(chart.level.label))
         )

@@ -6,6 +6,7 @@ Loads matplotlib inside its functions and no window system. Drawing decides noth
 from __future__ import annotations
 
 import io
+import logging
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -115,6 +116,9 @@ def _matplotlib() -> Any:
     try:
         import matplotlib
         import matplotlib.font_manager
+
+        # That a Chinese font has no bold face is nothing that a user could mend.
+        logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     except ImportError:
         raise RunError("charts need matplotlib", hint=how_to_install("matplotlib")) from None
     return matplotlib
@@ -582,7 +586,7 @@ def _wrapped(text: str, width: int) -> str:
     names behind a mark such as _ or @.
     """
     lines, line = [], ""
-    for word in re.findall(r"\([^()]*\)|[\u2e80-\uffef]|[^\s\u2e80-\uffef]+\s*|\s+", text):
+    for word in re.findall(r"\([^()]*\)|\d+ ?[\u2e80-\uffef]|[\u2e80-\uffef]|[^\s\u2e80-\uffef]+\s*|\s+", text):
         if line and _wide(line + word.rstrip()) > width:
             lines.append(line.rstrip())
             line = ""
@@ -599,9 +603,7 @@ def _lines(chart: LineChart, say: Words) -> Figure:
     """Curves; earlier runs faint; over time as dates with 95 % bars."""
     figure = _figure(3.4)
     # A single curve that the title names needs no key, and leaves its room to the axes.
-    has_key = len(chart.curves) > 1 or any(
-        c.label not in chart.title and chart.y.title not in c.label for c in chart.curves
-    )
+    has_key = needs_key(chart)
     right = 0.685 if has_key else 0.975
     axes = figure.add_axes((0.085, 0.14, right - 0.085, 0.74))
     _titled(figure, chart.title)
@@ -643,6 +645,13 @@ def _lines(chart: LineChart, say: Words) -> Figure:
     if level is not None:
         _off_the_curves(axes, level, chart)
     return figure
+
+
+def needs_key(chart: LineChart) -> bool:
+    """Whether there are several curves, or one that neither title nor axis names."""
+    return len(chart.curves) > 1 or any(
+        c.label not in chart.title and chart.y.title not in c.label for c in chart.curves
+    )
 
 
 # A second round of the hues is told by its marker and its dashes.
