@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -138,8 +138,13 @@ def pretrain(
             raise BblabError(
                 f"--resume goes on with the run's own plan: {', '.join(given)} cannot be changed", hint=hint
             )
+
+        def on_start(made: Plan, lines: Sequence[str]) -> None:
+            for line in [*opening(made), *lines]:
+                common.console(stderr=machine).print(line, markup=False, soft_wrap=True)
+
         with progress(quiet=machine) as tell:
-            done = training.resume(opened, run, spec, wanted=wanted, on_progress=tell)
+            done = training.resume(opened, run, spec, wanted=wanted, on_progress=tell, on_start=on_start)
     else:
         chosen = training.chosen_spec(opened, spec, edits or ())
         if spec is None and not machine:
@@ -201,22 +206,90 @@ def estimate_lines(e: Estimate) -> list[str]:
 
 def opening(made: Plan) -> list[str]:
     """What is about to happen, in a few lines."""
-    recipe, data, scaling = made.recipe, made.data, made.scaling
+    from bblab.pretraining.data.values import number
+
+    recipe, data, scaling, s = made.recipe, made.data, made.scaling, made.settings
     sizes = " → ".join(str(px) for _, px in recipe.resolutions_px)
+    colours = "" if made.channels == 3 else ", grey"
     lines = [
-        f"{made.name} · spec {made.spec_id} · recipe {recipe.name}: {recipe.epochs} epochs at {sizes} px, "
-        f"{recipe.optimizer}, {recipe.schedule}",
+        f"{made.name} · spec {made.spec_id} · recipe {recipe.name}: {number(recipe.epochs, 'epoch')} at {sizes} px"
+        f"{colours}, {recipe.optimizer}, {recipe.schedule}",
         f"data {common.short(Path(data['root']))}: {data['train_count']:,} training and {data['val_count']:,} "
         f"validation images, {len(data['classes'])} classes",
-        f"learning rate {scaling.arithmetic} · batch {scaling.batch_arithmetic} · {made.iterations} steps an epoch",
+        f"learning rate {scaling.arithmetic} · batch {scaling.batch_arithmetic} · "
+        f"{number(made.iterations, 'step')} an epoch, {made.steps:,} in all{last_batch(made)}",
+        schedule_line(made),
     ]
-    if recipe.warmup_epochs:
-        begin, floor = scaling.lr * recipe.warmup_start_factor, scaling.lr * recipe.final_lr_ratio
-        lines[-1] += f" · warm-up from {begin:.3g} over {recipe.warmup_epochs:g} epochs, floor {floor:.3g}"
+    if s.precise_images:
+        settling = made.extra.get("settling_steps", 0)
+        why = "norms of this net average all that they ever saw"
+        if settling < 10**9:
+            why = f"running averages settle in {settling:,} steps (10 / momentum), an epoch has {made.iterations:,}"
+        lines.append(
+            f"norm statistics from {s.precise_images:,} training images before each validation, kept with the weights: "
+            f"{why}"
+        )
+    if recipe.ema_momentum is not None:
+        lines += average_lines(made)
     lines += [f"· {note}" for note in (*made.notes, scaling.advice) if note]
     for gate in made.gates:
         source = f", the {gate.which} of {gate.runs} earlier runs of {recipe.name}" if gate.which else ""
         lines.append(f"· ends early where {gate.metric} {gate.op} {gate.value:.4g} at epoch {gate.epoch}{source}")
+    return lines
+
+
+def last_batch(made: Plan) -> str:
+    """What becomes of the images that do not fill a batch; "" where there are none."""
+    images, s = made.data["train_count"], made.settings
+    rest = -(-images // s.processes) % s.batch_size
+    if made.left_out:
+        share = f"{100 * made.left_out / images:.2g} %"
+        return f"; {made.left_out:,} of {images:,} images ({share}) left out of each epoch, others each time"
+    return f"; no image left out (each epoch's last batch: {rest:,})" if rest else "; no image left out"
+
+
+def schedule_line(made: Plan) -> str:
+    """Warm-up and end of the learning rate as the schedule has them."""
+    from bblab.pretraining.data.values import number
+    from bblab.pretraining.schedule import warmup_steps
+
+    recipe, lr = made.recipe, made.scaling.lr
+    steps = warmup_steps(recipe, made.iterations)
+    if steps:
+        epochs = f"{number(steps, 'step')} ({steps / made.iterations:.3g} epochs)"
+        begin = f"{lr * recipe.warmup_start_factor:.3g}"
+        line = f"warm-up from {begin} over {epochs}" if recipe.warmup == "linear" else f"{begin} for {epochs}"
+    elif recipe.warmup_epochs:
+        line = f"no warm-up: {recipe.warmup_epochs:.2g} epochs of it are less than 2 steps"
+    else:
+        line = "no warm-up"
+    if recipe.schedule in ("cosine", "linear"):
+        return f"{line} · then {recipe.schedule} down to {lr * recipe.final_lr_ratio:.3g}"
+    if recipe.schedule == "exponential":
+        every = max(1, round(recipe.step_epochs * made.iterations))
+        return f"{line} · then × {recipe.gamma:g} every {number(every, 'step')} ({every / made.iterations:.3g} epochs)"
+    if recipe.schedule == "step":
+        at = ", ".join(map(str, recipe.milestones))
+        return f"{line} · then × {recipe.gamma:g} after epochs {at}" if at else f"{line} · then constant"
+    return f"{line} · then constant"
+
+
+def average_lines(made: Plan) -> list[str]:
+    """What a running average of the weights looks back over, and how much of its beginning is in its end."""
+    recipe, share = made.recipe, made.recipe.ema_momentum or 0.0
+    batch = made.scaling.total_batch
+    step = 1 - (1 - share) ** (batch / recipe.base_batch)
+    lines = [
+        f"weights averaged: {share:g} of the new ones for each {recipe.base_batch:,} images"
+        + (f", {step:.3g} for a step of {batch:,}" if batch != recipe.base_batch else "")
+    ]
+    images = recipe.epochs * (made.data["train_count"] - made.left_out)
+    first = (1 - share) ** (max(0, images - batch) / recipe.base_batch)
+    if first > 0.01:
+        lines.append(
+            f"· the average is longer than this run: {100 * first:.2g} % of it will still be the weights after the "
+            "first step, and it is the average that is scored and kept"
+        )
     return lines
 
 
@@ -243,9 +316,11 @@ def finish(opened: Lab, done: Pretrained, machine: bool, json: str | None) -> No
 
 def closing(done: Pretrained) -> list[str]:
     """The result in a few lines."""
+    from bblab.lab import training
     from bblab.pretraining import card, record
 
-    history, count = done.history, done.plan.data["val_count"]
+    history, total = done.history, done.plan.data["val_count"]
+    count = training.scored_images(done.plan, history)
     lines = []
     if done.status == record.GATED:
         lines += [done.message, f"  {done.hint}"]
@@ -253,6 +328,9 @@ def closing(done: Pretrained) -> list[str]:
         best = done.best
         at = f"; best {best[1]:.2f} % at epoch {best[0]}" if best else ""
         lines.append(f"top-1 {card.accuracy_text(done.top1_percent, count)} of {count} validation images (95 %){at}")
+        if count < total:
+            where = common.short(done.folder / "bad_images.txt")
+            lines.append(f"{total - count} of {total} validation images could not be read and are not scored: {where}")
     epochs = history.epochs
     if epochs:
         images, spent = sum(e["images"] for e in epochs.values()), sum(e["epoch_s"] for e in epochs.values())
@@ -262,7 +340,8 @@ def closing(done: Pretrained) -> list[str]:
             f"training, {100 * waited:.1f} % of it waiting for data"
         )
         if bad := max(e.get("bad_images", 0) for e in epochs.values()):
-            lines.append(f"{bad} images could not be used: {common.short(done.folder / 'bad_images.txt')}")
+            where = common.short(done.folder / "bad_images.txt")
+            lines.append(f"{bad} training images could not be read, others were trained on instead: {where}")
     result = history.last.get("result")
     if result is not None:
         kind = "averaged weights" if result["is_average"] else "weights"
@@ -355,8 +434,10 @@ def epoch_line(told: Mapping[str, Any]) -> str:
     from bblab.pretraining.card import duration
 
     top1 = "" if told.get("top1_percent") is None else f"  top-1 {told['top1_percent']:6.2f} %"
+    counts = [(told.get("epoch_bad_images"), "training"), (told.get("epoch_bad_val_images"), "validation")]
+    bad = "".join(f"  unreadable: {count} {split} image{'s' * (count > 1)}" for count, split in counts if count)
     return (
         f"epoch {told['validated_epoch']:3d}/{told['epochs']}  loss {told['epoch_loss']:.4f}{top1}  "
         f"{told['epoch_images_per_s']:.0f} images/s  {100 * told['epoch_wait_share']:.1f} % waiting  "
-        f"{duration(told['epoch_s'])}"
+        f"{duration(told['epoch_s'])}{bad}"
     )

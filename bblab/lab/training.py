@@ -24,7 +24,7 @@ from bblab.pretraining import recipe as recipes
 from bblab.pretraining.config import Plan, Precision, Settings, plain_spec, with_head
 from bblab.pretraining.launch import Machines
 from bblab.pretraining.record import History
-from bblab.pretraining.schedule import RULES, Rule
+from bblab.pretraining.schedule import RULES, Rule, keeps_last_batch
 from bblab.spec import ArchSpec
 
 if TYPE_CHECKING:
@@ -142,17 +142,24 @@ def plan(lab: Lab, spec: ArchSpec, wanted: Wanted) -> Plan:
             raise BblabError(f"training needs {package}", hint=how_to_install("mmpretrain"))
     from bblab.pretraining import config, data, nets
 
-    is_digits = wanted.data is None
+    is_digits, cut = wanted.data is None, []
     recipe = recipes.find(wanted.recipe or (DIGITS if is_digits else "rank16"), lab.rooms)
     if wanted.epochs is not None:
         if wanted.epochs < 1:
             raise BblabError(f"--epochs {wanted.epochs}", hint="a whole number from 1")
-        recipe = shortened(recipe, wanted.epochs)
+        full, recipe = recipe, shortened(recipe, wanted.epochs)
+        cut = lost(full, recipe)
     cache = places.cache_dir()
     source = data.digits(cache) if wanted.data is None else wanted.data
     info = data.fingerprint(source, wanted.ann_train, wanted.ann_val, cache)
     info.require_sound()
-    notes = [str(p).replace("\n", " ") for p in info.problems if p.severity == "warning"]
+    notes = [*cut, *(str(p).replace("\n", " ") for p in info.problems if p.severity == "warning")]
+    if spec.input[0] not in config.CHANNELS:
+        raise BblabError(
+            f"{spec.name} takes {spec.input[0]} channels (input: {list(spec.input)}); pictures have three, grey ones "
+            "one",
+            hint="input: [3, height, width] for colours, [1, height, width] for grey",
+        )
     trained, changed = with_head(spec, len(info.classes), recipe.dropout)
     if changed:
         notes.append(changed)
@@ -175,6 +182,8 @@ def plan(lab: Lab, spec: ArchSpec, wanted: Wanted) -> Plan:
         save_minutes=wanted.save_minutes,
     )
     _whole(settings)
+    keeps_last = keeps_last_batch(info.train_count, settings.batch_size, processes)
+    settings = replace(settings, keeps_last=keeps_last and settings.batch_size * processes < info.train_count)
     found = tuple(gates.parse(text, recipe.epochs) for text in wanted.stop_if)
     has_lab_block = any(lab.kinds[r.kind].origin == "lab" for s in trained.stages for r in s.rows)
     made = Plan(
@@ -194,8 +203,33 @@ def plan(lab: Lab, spec: ArchSpec, wanted: Wanted) -> Plan:
     for px in sorted({*(px for _, px in recipe.resolutions_px), recipe.val_resolution_px}):
         if not spec.library:
             lab.analyst.cost(trained, "train", (px, px))  # whether the net takes this size
-    nets.make(trained, lab.kinds, len(info.classes), weights=settings.weights, freeze=settings.freeze)
-    return made
+    net, frozen = nets.make(trained, lab.kinds, len(info.classes), weights=settings.weights, freeze=settings.freeze)
+    if spec.library:
+        _takes_sizes(net, spec, sorted({*(px for _, px in recipe.resolutions_px), recipe.val_resolution_px}))
+    settling = nets.settling_steps(net, frozen)
+    if made.iterations < settling:
+        images = min(nets.PRECISE_IMAGES, info.train_count)
+        batch = settings.batch_size * settings.processes
+        made = replace(made, settings=replace(settings, precise_images=max(1, images // batch) * batch))
+    return replace(made, extra={**made.extra, "settling_steps": settling})
+
+
+def _takes_sizes(net: Any, spec: ArchSpec, sizes: Sequence[int]) -> None:
+    """Another library's net may take one size only: run it at each. Raises BblabError."""
+    import torch
+
+    from bblab.pretraining import nets
+
+    net.eval()
+    for px in sizes:
+        try:
+            with torch.no_grad():
+                nets.scores(net, torch.zeros(1, spec.input[0], px, px))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise BblabError(
+                f"{spec.name} cannot be trained at {px} px: {(str(error) or type(error).__name__).splitlines()[0]}",
+                hint="a recipe whose resolution_px, resolution_ramp and val_resolution_px it takes",
+            ) from None
 
 
 def shortened(recipe: recipes.Recipe, epochs: int) -> recipes.Recipe:
@@ -203,15 +237,30 @@ def shortened(recipe: recipes.Recipe, epochs: int) -> recipes.Recipe:
     ratio = epochs / recipe.epochs
     ramp: dict[int, int] = {}
     for epoch, px in recipe.resolution_ramp:
-        ramp[max(1, round(epoch * ratio))] = px
+        if epochs > 1:
+            ramp[min(epochs - 1, max(1, round(epoch * ratio)))] = px
     return replace(
         recipe,
         epochs=epochs,
         warmup_epochs=recipe.warmup_epochs * ratio,
         step_epochs=recipe.step_epochs * ratio,
-        milestones=tuple(max(1, round(m * ratio)) for m in recipe.milestones),
-        resolution_ramp=tuple((e, px) for e, px in sorted(ramp.items()) if e < epochs),
+        milestones=tuple(sorted({at for m in recipe.milestones if (at := max(1, round(m * ratio))) < epochs})),
+        resolution_ramp=tuple(sorted(ramp.items())),
     )
+
+
+def lost(full: recipes.Recipe, short: recipes.Recipe) -> list[str]:
+    """What a recipe over fewer epochs does not have any more, in words."""
+    epochs = f"{short.epochs} epoch{'s' if short.epochs > 1 else ''}"
+    notes = []
+    sizes = {px for _, px in short.resolutions_px}
+    if gone := [px for _, px in full.resolutions_px if px not in sizes]:
+        listing = ", ".join(map(str, gone))
+        notes.append(f"in {epochs} there is no room for training at {listing} px, which {full.name} has")
+    if len(short.milestones) < len(full.milestones):
+        kept = f"{len(short.milestones)} of the {len(full.milestones)}"
+        notes.append(f"in {epochs} {kept} steps of {full.name}'s learning rate remain")
+    return notes
 
 
 def _batch(wanted: Wanted, recipe: recipes.Recipe, processes: int, images: int) -> int:
@@ -226,10 +275,11 @@ def _whole(s: Settings) -> None:
         ("--accumulate", s.accumulation, 1, 100_000),
         ("--gpus", s.processes, 1, 100_000),
         ("--workers", s.workers or 0, 0, 1024),
+        ("--seed", s.seed, 0, 2**32 - 1),
     ):
         if not low <= value <= high:
             why = " (batch norm needs two images)" if name == "--batch-size" and value == 1 else ""
-            raise BblabError(f"{name} {value}{why}", hint=f"a whole number from {low}")
+            raise BblabError(f"{name} {value}{why}", hint=f"a whole number from {low} to {high}")
     if s.lr_rule not in RULES:
         raise BblabError(f"--lr-rule {s.lr_rule!r}", hint="linear or sqrt")
     if s.precision not in ("auto", "fp32", "bf16"):
@@ -303,12 +353,20 @@ def join(lab: Lab, wanted: Wanted, *, on_progress: Tell | None = None, patience_
 
 
 def resume(
-    lab: Lab, run: Path | str | None, name: str | None = None, *, wanted: Wanted, on_progress: Tell | None = None
+    lab: Lab,
+    run: Path | str | None,
+    name: str | None = None,
+    *,
+    wanted: Wanted,
+    on_progress: Tell | None = None,
+    on_start: Callable[[Plan, Sequence[str]], None] | None = None,
 ) -> Pretrained:
-    """Go on with a run from its newest checkpoint that loads: the folder given, else the newest that is unfinished.
+    """Go on with a run from its newest checkpoint that is as it was written: the folder given, else the newest that is
+    unfinished.
 
-    The folder may have been moved. Gates and the number of processes are those of the plan. Raises BblabError where
-    there is nothing to go on with, or it is running.
+    The folder may have been moved. Gates and the number of processes are those of the plan. `on_start` gets the plan
+    and, in words, from where it goes on. Raises BblabError where there is nothing to go on with, it is running, or the
+    data is not what the run began with.
     """
     from bblab.pretraining.run import read_plan, write_plan
 
@@ -317,24 +375,47 @@ def resume(
     made = read_plan(folder)
     if record.is_running(folder):
         raise BblabError(f"{folder} is being trained now", hint="wait for it, or stop it first")
-    if wanted.data is not None:
-        made = _with_data(made, wanted)
-        write_plan(folder, made)
-    _data_is_there(made)
+    if wanted.data is None:
+        _data_is_there(made)
+    made = _with_data(made, wanted)
+    lines = goes_on_from(folder, made)
+    write_plan(folder, made)
+    if on_start is not None:
+        on_start(made, lines)
     return _carried_out(lab, folder, made, wanted.machines, on_progress)
 
 
+def goes_on_from(folder: Path, made: Plan) -> list[str]:
+    """Where a run goes on, and what is wrong with newer checkpoints. Raises RunError where all of them are damaged."""
+    from bblab.pretraining import checkpoints
+
+    path, wrong = checkpoints.start(folder)
+    lines = list(wrong)
+    if path is None:
+        return [f"{folder.name} has no checkpoint yet: begins with epoch 1"]
+    epoch, batches = checkpoints.order(path) or (0, 0)
+    where = f"after step {batches} of epoch {epoch + 1}" if batches else f"after epoch {epoch}"
+    verb = "the one before is taken: goes" if wrong else "goes"
+    return [*lines, f"{verb} on from {path.name}, {where} of {made.recipe.epochs}"]
+
+
 def _with_data(made: Plan, wanted: Wanted) -> Plan:
+    """The plan with the data as it is now, which must be what the run began with. Raises BblabError."""
     from bblab.pretraining import data
 
-    info = data.fingerprint(wanted.data or "", wanted.ann_train, wanted.ann_val, places.cache_dir())
-    info.require_sound()
+    root, lists = Path(wanted.data or made.data["root"]), (wanted.ann_train, wanted.ann_val)
+    if wanted.data is None and made.data["layout"] == "annotations":
+        lists = (root / made.data["ann_train"], root / made.data["ann_val"])
+    info = data.fingerprint(root, lists[0], lists[1], places.cache_dir())
     if info.hash != made.data["hash"]:
+        counts = f"{info.train_count:,} + {info.val_count:,} images"
+        before = f"{made.data['train_count']:,} + {made.data['val_count']:,}"
         raise BblabError(
-            f"{info.root} is not the data that this run began with (fingerprint {info.hash[:12]}, "
-            f"not {made.data['hash'][:12]})",
-            hint="begin a new run for other data",
+            f"{info.root} is not the data that this run began with: {counts}, fingerprint {info.hash[:12]}; it began "
+            f"with {before}, {made.data['hash'][:12]}",
+            hint="put the images back; or begin a new run for other data (--weights FILE begins from this one's)",
         )
+    info.require_sound()
     return replace(made, data=info.to_json())
 
 
@@ -540,7 +621,7 @@ def summary(made: Plan, history: History, status: str, message: str) -> dict[str
     top1 = result.get(
         "top1_percent", history.validations[-min(known, key=lambda k: k[1])[1]]["top1_percent"] if known else None
     )
-    count = made.data["val_count"]
+    count = scored_images(made, history)
     low, high = card.interval(top1, count) if top1 is not None and count else (None, None)
     images = sum(e["images"] for e in epochs.values())
     train_s = sum(e["epoch_s"] for e in epochs.values())
@@ -559,6 +640,8 @@ def summary(made: Plan, history: History, status: str, message: str) -> dict[str
         "images_per_s": images / train_s if train_s else None,
         "wait_share": sum(e["wait_share"] * e["epoch_s"] for e in epochs.values()) / train_s if train_s else None,
         "bad_images": max((e.get("bad_images", 0) for e in epochs.values()), default=0),
+        "scored_images": count,
+        "bad_val_images": max((v.get("bad_images", 0) for v in history.validations.values()), default=0),
         "saved_s": end.get("saved_s"),
         "weights": {k: v for k, v in result.items() if k not in ("kind", "time_utc")},
         "checkpoints": [
@@ -573,6 +656,12 @@ def summary(made: Plan, history: History, status: str, message: str) -> dict[str
         "settled": start.get("settings"),
         "notes": list(made.notes),
     }
+
+
+def scored_images(made: Plan, history: History) -> int:
+    """Validation images behind the accuracy that a run reached: those that could be read."""
+    epoch = history.last.get("result", {}).get("epoch") or max(history.validations, default=0)
+    return history.scored(int(epoch), made.data["val_count"])
 
 
 def series(history: History) -> dict[str, list[float]]:

@@ -23,8 +23,9 @@ from mmengine.registry import DATA_SAMPLERS, FUNCTIONS, MODELS, OPTIM_WRAPPER_CO
 from mmengine.registry import OPTIMIZERS as OPTIMIZERS
 from torch import Tensor, nn
 
-from bblab.pretraining import hooks as _hooks  # noqa: F401  registers the hooks
+from bblab.pretraining import hooks as _hooks  # noqa: F401  registers the hook of a run
 from bblab.pretraining import nets
+from bblab.pretraining import unreadable as _unreadable  # noqa: F401  registers the data set and the metric
 from bblab.pretraining.data import transforms as _transforms  # noqa: F401  registers the fast loaders
 
 
@@ -186,7 +187,7 @@ class SeededSample(BaseTransform):
     """Begin each image's random numbers from (seed, epoch, image).
 
     So the augmentation does not depend on the number of workers, and a resumed run sees what the uninterrupted one
-    would have seen. (mmengine seeds its workers alike in every epoch.) `EpochSeed` sets both before each epoch.
+    would have seen. (mmengine seeds its workers alike in every epoch.) `hooks.Seeds` sets both before each epoch.
     """
 
     seed = 0

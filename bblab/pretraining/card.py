@@ -47,7 +47,8 @@ def text(plan: Plan, history: History) -> str:
     start: Mapping[str, Any] = last.get("start", {})
     data, recipe, s = plan.data, plan.recipe, plan.settings
     epochs = history.epochs
-    count = data["val_count"]
+    count = history.scored(int(result.get("epoch", 0)), data["val_count"])
+    left = data["val_count"] - count
     versions = ", ".join(f"{k} {v}" for k, v in (start.get("versions") or {}).items())
     lines = [
         f"# {plan.name}",
@@ -58,7 +59,9 @@ def text(plan: Plan, history: History) -> str:
         "",
         "| | |",
         "|---|---|",
-        f"| top-1, validation | {accuracy_text(result.get('top1_percent'), count)} ({count} images; 95 % interval) |",
+        f"| top-1, validation | {accuracy_text(result.get('top1_percent'), count)} ({count} images; 95 % interval)"
+        + (f"; {left} images could not be read and are not scored" if left else "")
+        + " |",
         f"| spec | `{plan.spec_id}` {plan.name} |",
         f"| recipe | {recipe.name}: {recipe.about} |",
         f"| source of the recipe | {recipe.source} |",
@@ -76,6 +79,13 @@ def text(plan: Plan, history: History) -> str:
             f"| deploy form | scores differ by {result['forms_rel_diff']:.2g} of the largest, "
             f"{result['forms_other_answers']} of {result['forms_images']} answers change |"
         )
+    if s.precise_images:
+        lines.append(
+            f"| norm statistics | computed over {s.precise_images} training images after each epoch (precise BN, "
+            "arXiv:2105.07576), not the training's running averages |"
+        )
+    if recipe.ema_momentum is not None:
+        lines.append(f"| average | {recipe.ema_momentum:g} of the new weights for each {recipe.base_batch} images |")
     if s.freeze:
         lines.append(f"| frozen | up to and with stage {s.freeze}, norm statistics too |")
     if s.weights:

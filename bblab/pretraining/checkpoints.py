@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,26 +37,54 @@ def listed(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that loads, and what was wrong with those that do not. No link or pointer is trusted."""
+def newest(folder: Path, *, is_whole: bool = False) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is as it was written, and what is wrong with newer ones. No link is trusted.
+
+    is_whole: only of whole epochs. Where the record has the file's sha256 it must be that; else the file's own
+    checksums must hold.
+    """
     import torch
+
+    from bblab.weights.verifying import verify
 
     wrong: list[str] = []
     for path in listed(folder):
+        if is_whole and not EPOCH.fullmatch(path.name):
+            continue
         try:
+            verify(path)
             value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             if {"meta", "state_dict", "optimizer"} <= set(value):
                 return path, wrong
             wrong.append(f"{path.name} is no checkpoint of a run")
+        except BblabError as damage:
+            wrong.append(
+                f"{path.name} does not load as it was written ({damage.message.partition(': ')[2]}): left alone"
+            )
         except Exception as error:
             wrong.append(f"{path.name} does not load ({type(error).__name__}): left alone")
     return None, wrong
 
 
-def write(path: Path, save: Callable[[Path], None]) -> dict[str, Any]:
+def start(folder: Path) -> tuple[Path | None, list[str]]:
+    """Where a run goes on: as `newest`. Raises RunError where there are checkpoints, none of them whole."""
+    path, wrong = newest(folder)
+    if wrong and path is None:
+        listing = "\n".join(f"  {line}" for line in wrong)
+        raise RunError(
+            f"no checkpoint in {folder} can be gone on with:\n{listing}",
+            hint="copy them again from a backup; or begin anew: the same command without --resume, another --run",
+        )
+    return path, wrong
+
+
+def write(
+    path: Path, save: Callable[[Path], None], on_written: Callable[[Mapping[str, Any]], None] | None = None
+) -> dict[str, Any]:
     """Write a file by way of a temporary one; its size and sha256. On failure the folder is as before.
 
-    Raises RunError where it cannot be written.
+    `on_written` gets them before the file has its name: what bears the name has its sum on record, whenever the process
+    is killed. Raises RunError where it cannot be written.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -66,7 +94,9 @@ def write(path: Path, save: Callable[[Path], None]) -> dict[str, Any]:
             while piece := file.read(1 << 20):
                 digest.update(piece)
             os.fsync(file.fileno())
-        size = partial.stat().st_size
+        facts = {"file": path.name, "bytes": partial.stat().st_size, "sha256": digest.hexdigest()}
+        if on_written is not None:
+            on_written(facts)
         partial.replace(path)
         sync_folder(path.parent)
     except OSError as error:
@@ -84,7 +114,7 @@ def write(path: Path, save: Callable[[Path], None]) -> dict[str, Any]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-    return {"file": path.name, "bytes": size, "sha256": digest.hexdigest()}
+    return facts
 
 
 def sync_folder(folder: Path) -> None:
@@ -126,9 +156,11 @@ def link_best(path: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
-def check_room(folder: Path, parameters: int, *, keep: int, has_ema: bool, moments: int) -> None:
+def check_room(
+    folder: Path, parameters: int, *, keep: int, has_ema: bool, moments: int, accumulates: bool = False
+) -> None:
     """Raises BblabError where the disk has no room for the checkpoints that a run keeps at a time."""
-    one = 4 * parameters * (1 + moments + has_ema)
+    one = 4 * parameters * (1 + moments + has_ema + accumulates)
     needed = one * (keep + 2) + 4 * parameters
     free = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in listed(folder))  # those make room
     if free < needed:

@@ -7,6 +7,7 @@ tools/train.py. Nothing here imports torch.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -24,6 +25,11 @@ BAD_IMAGES = "bad_images.txt"
 CLASSES = "classes.txt"
 MEAN = [123.675, 116.28, 103.53]  # of ImageNet's training images, RGB, 0 to 255; as mmpretrain's configs
 STD = [58.395, 57.12, 57.375]
+LUMA = [0.299, 0.587, 0.114]  # what a grey picture takes of R, G, B (ITU-R BT.601, as OpenCV's)
+CHANNELS = (1, 3)
+"""Of the nets that can be trained on pictures: grey, or colours."""
+META = ["sample_idx", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction", "is_blank"]
+"""What is kept of an image beside its pixels: mmpretrain's own, and whether it could not be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +37,8 @@ class Settings:
     """What a run needs besides spec, recipe and data. `batch_size` is of one process; `workers` None: as fits.
 
     `is_cuda` and `precision` are settled where the run starts; `save_minutes` is the time between checkpoints inside
-    an epoch (0: only at its end).
+    an epoch (0: only at its end). `keeps_last`: an epoch ends with a smaller batch. `precise_images`: training images
+    over which the norms' statistics are computed before each validation; 0: the training's running averages are used.
     """
 
     batch_size: int
@@ -48,6 +55,8 @@ class Settings:
     save_minutes: float = 10.0
     val_batch_size: int = 0
     is_cuda: bool = False
+    keeps_last: bool = False
+    precise_images: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +82,15 @@ class Plan:
     @property
     def scaling(self) -> Scaling:
         s = self.settings
-        return Scaling(self.recipe.lr, self.recipe.base_batch, s.batch_size, s.processes, s.accumulation, s.lr_rule)
+        return Scaling(
+            self.recipe.lr,
+            self.recipe.base_batch,
+            s.batch_size,
+            s.processes,
+            s.accumulation,
+            s.lr_rule,
+            self.recipe.optimizer,
+        )
 
     @property
     def num_classes(self) -> int:
@@ -82,7 +99,25 @@ class Plan:
     @property
     def iterations(self) -> int:
         """Iterations of one epoch, in each process."""
-        return iterations_per_epoch(self.data["train_count"], self.settings.batch_size, self.settings.processes)
+        s = self.settings
+        return iterations_per_epoch(self.data["train_count"], s.batch_size, s.processes, s.keeps_last)
+
+    @property
+    def steps(self) -> int:
+        """Iterations of the whole run, in each process."""
+        return self.recipe.epochs * self.iterations
+
+    @property
+    def left_out(self) -> int:
+        """Images of each epoch that no batch holds; other ones every time."""
+        s = self.settings
+        mine = math.ceil(self.data["train_count"] / s.processes)
+        return max(0, self.data["train_count"] - s.processes * min(mine, self.iterations * s.batch_size))
+
+    @property
+    def channels(self) -> int:
+        """Of a picture as the net takes it."""
+        return int(self.spec["input"][0])
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "scaling": self.scaling.to_json(), "iterations": self.iterations}
@@ -164,15 +199,15 @@ def build(plan: Plan, work_dir: Path | str) -> dict[str, Any]:
         "model": _model(plan),
         "data_preprocessor": {
             "num_classes": plan.num_classes,
-            "mean": MEAN,
-            "std": STD,
-            "to_rgb": True,
+            "mean": MEAN if plan.channels == 3 else [_grey(MEAN)],
+            "std": STD if plan.channels == 3 else [_grey(STD)],
+            "to_rgb": plan.channels == 3,
             "to_onehot": recipe.loss == "bce" or bool(batch_augments(recipe)),
         },
         **_loaders(plan, bad_list, classes),
         "train_cfg": {"type": "EpochBasedTrainLoop", "max_epochs": recipe.epochs, "val_interval": 1},
         "val_cfg": {"type": "ValLoop"},
-        "val_evaluator": {"type": "Accuracy", "topk": [1, 5] if plan.num_classes > 5 else [1]},
+        "val_evaluator": {"type": "ReadableAccuracy", "topk": [1, 5] if plan.num_classes > 5 else [1]},
         "optim_wrapper": _optimizer(plan),
         "param_scheduler": schedulers(recipe, iterations),
         "default_hooks": {"checkpoint": None, "logger": {"type": "LoggerHook", "interval": 50}},
@@ -263,30 +298,32 @@ def _wrapper(plan: Plan) -> dict[str, Any] | None:
 
 
 def _hooks(plan: Plan, bad_list: str) -> list[dict[str, Any]]:
+    """The one hook of a run; see `bblab.pretraining.hooks`."""
     recipe, s = plan.recipe, plan.settings
-    hooks: list[dict[str, Any]] = [
-        {"type": "EpochSeed", "seed": s.seed},
-        {"type": "StopOnBadLoss", "interval": 50 if s.is_cuda else 1},
-        {"type": "Record", "ramp": [list(p) for p in recipe.resolutions_px], "bad_list": bad_list},
-        {"type": "SurvivingCheckpoint", "keep": s.keep, "save_minutes": s.save_minutes},
-    ]
+    hook: dict[str, Any] = {
+        "type": "BblabTraining",
+        "seed": s.seed,
+        "sizes": [
+            [epoch, px, train_pipeline(recipe, px, bad_list, plan.channels)] for epoch, px in recipe.resolutions_px
+        ],
+        "loss_interval": 50 if s.is_cuda else 1,
+        "precise_images": s.precise_images,
+        "keep": s.keep,
+        "save_minutes": s.save_minutes,
+        "gates": [asdict(g) for g in plan.gates],
+        "bad_list": bad_list,
+    }
     if recipe.ema_momentum is not None:
-        hooks.append(
-            {
-                "type": "EMAHook",
-                "ema_type": "ExponentialMovingAverage",
-                "momentum": recipe.ema_momentum,
-                "update_buffers": True,
-            }
-        )
-    if plan.gates:
-        hooks.append({"type": "StopAtGate", "gates": [asdict(g) for g in plan.gates]})
-    if recipe.resolution_ramp:
-        # mmpretrain's own hook; epochs count from 1 there.
-        ramp = recipe.resolution_ramp
-        switches = [{"action_epoch": e + 1, "train_pipeline": train_pipeline(recipe, px, bad_list)} for e, px in ramp]
-        hooks.append({"type": "SwitchRecipeHook", "schedule": switches})
-    return hooks
+        hook["average"] = {
+            "type": "ImageEMAHook",
+            "momentum": recipe.ema_momentum,
+            "base_batch": recipe.base_batch,
+        }
+    return [hook]
+
+
+def _grey(colours: list[float]) -> float:
+    return round(sum(share * value for share, value in zip(LUMA, colours, strict=True)), 3)
 
 
 # ---------------------------------------------------------------------------------------------- data
@@ -307,15 +344,17 @@ def _loaders(plan: Plan, bad_list: str, classes: str) -> dict[str, Any]:
     train = {
         **shared,
         "batch_size": s.batch_size,
-        "drop_last": True,
+        "drop_last": not s.keeps_last,
         "sampler": {"type": "ResumableSampler", "shuffle": True, "repeats": recipe.repeated_augment},
-        "dataset": dataset(data, "train", train_pipeline(recipe, recipe.resolution_px, bad_list), classes),
+        "dataset": dataset(
+            data, "train", train_pipeline(recipe, recipe.resolution_px, bad_list, plan.channels), classes
+        ),
     }
     val = {
         **shared,
         "batch_size": s.val_batch_size or s.batch_size,
         "sampler": {"type": "DefaultSampler", "shuffle": False},
-        "dataset": dataset(data, "val", val_pipeline(recipe, bad_list), classes),
+        "dataset": dataset(data, "val", val_pipeline(recipe, bad_list, plan.channels), classes),
     }
     return {"train_dataloader": train, "val_dataloader": val}
 
@@ -325,7 +364,7 @@ def dataset(
 ) -> dict[str, Any]:
     """mmpretrain's dataset of one split. The classes are the training set's in both: a file, one a line, in order."""
     return {
-        "type": "CustomDataset",
+        "type": "ReadableImages",
         "data_root": data["root"],
         "data_prefix": data[f"prefix_{split}"],
         "ann_file": data[f"ann_{split}"] or "",
@@ -334,7 +373,7 @@ def dataset(
     }
 
 
-def train_pipeline(recipe: Recipe, px: int, bad_list: str | None = None) -> list[dict[str, Any]]:
+def train_pipeline(recipe: Recipe, px: int, bad_list: str | None = None, channels: int = 3) -> list[dict[str, Any]]:
     """What an image goes through while training, at `px`. A bad image is replaced by another and noted."""
     steps = [dict(step) for step in recipe.augment]
     first = steps.pop(0) if steps else {"step": "center_crop"}
@@ -347,11 +386,12 @@ def train_pipeline(recipe: Recipe, px: int, bad_list: str | None = None) -> list
     else:
         loads = [{"type": "LoadCenterCropFast", "edge": px, "px": px, "interpolation": recipe.interpolation}]
         if care:
-            loads[0] |= {**care, "on_bad": "blank"}
+            loads[0] |= {**care, "is_training": True}
         if first["step"] == "random_crop":
             loads.append({"type": "RandomCrop", "crop_size": px, "padding": first["pad"]})
     rest = [_augmentation(step) for step in steps]
-    return [{"type": "SeededSample"}, *loads, *rest, {"type": "PackInputs"}]
+    grey = [{"type": "Grey"}] if channels == 1 else []
+    return [{"type": "SeededSample"}, *loads, *rest, *grey, {"type": "PackInputs"}]
 
 
 def _augmentation(step: Mapping[str, Any]) -> dict[str, Any]:
@@ -388,8 +428,9 @@ def _augmentation(step: Mapping[str, Any]) -> dict[str, Any]:
     raise BblabError(f"no augmentation {step['step']!r}", hint="bblab.pretraining.recipe.STEPS lists them")
 
 
-def val_pipeline(recipe: Recipe, bad_list: str | None = None) -> list[dict[str, Any]]:
-    """The short side resized, its centre cut out. A bad image counts, as a grey one, and is noted."""
+def val_pipeline(recipe: Recipe, bad_list: str | None = None, channels: int = 3) -> list[dict[str, Any]]:
+    """The short side resized, its centre cut out. A bad image is a grey one that is marked, not scored, and noted."""
     care = {"on_bad": "blank", "bad_list": bad_list} if bad_list else {}
     sizes = {"edge": recipe.val_resize_px, "px": recipe.val_resolution_px, "interpolation": recipe.interpolation}
-    return [{"type": "LoadCenterCropFast", **sizes, **care}, {"type": "PackInputs"}]
+    grey = [{"type": "Grey"}] if channels == 1 else []
+    return [{"type": "LoadCenterCropFast", **sizes, **care}, *grey, {"type": "PackInputs", "meta_keys": META}]

@@ -69,7 +69,9 @@ def _median(values: tuple[float, ...]) -> float:
 def hours(plan: Plan, net: float, loader: float, at_px: int, *, train_images: int, val_images: int) -> float:
     """Hours of the plan's recipe with these rates of one process."""
     processes, recipe = plan.settings.processes, plan.recipe
-    counts = {"train_images": train_images, "val_images": val_images}
+    # Norm statistics take a forward pass, as a validation image does.
+    counts = {"train_images": train_images, "val_images": val_images + plan.settings.precise_images}
+    val_images = counts["val_images"]
     if plan.settings.workers:
         return recipe.hours(net * processes, at_px, loader_images_per_s=loader * processes, **counts)
     # One process does both, one after the other: loading takes as long as if it were the only work.

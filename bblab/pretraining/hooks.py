@@ -1,31 +1,38 @@
-"""mmengine hooks: seeds, records, checkpoints that survive, and the stops.
+"""The one mmengine hook of a run: it switches sizes, seeds, stops, averages, records, scores and saves, in that order.
 
-Importing this module registers them. They touch a run through mmengine's public hook points only.
+mmengine orders hooks by their priority, each at every point alike: a size that is switched after the seeds were set has
+none, a checkpoint that is written before an average is taken lacks it. Here each point is a list of calls, to be read.
+The parts touch a run through mmengine's public hook points only. Importing this module registers the hook.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import random
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from mmcv.transforms import Compose
 from mmengine.dist import all_reduce, get_dist_info
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
+from torch.utils.data import DataLoader
 
 from bblab.errors import RunError
-from bblab.pretraining import checkpoints, record
+from bblab.pretraining import checkpoints, norms, record
 from bblab.pretraining.gates import Gate
+from bblab.pretraining.unreadable import BadList, are_too_many
 
 STATE = "bblab"  # our part of a checkpoint
 TELL_S = 0.25
-MANY_BAD = 0.01  # of an epoch's images
+STEP, LOADER, STATISTICS = 0, 1, 2  # what random numbers are for
+Outputs = Mapping[str, Any] | None
 
 
 class Ended(RunError):
@@ -37,57 +44,285 @@ class Ended(RunError):
         self.facts = facts
 
 
-# ---------------------------------------------------------------------------------------------- seeds
+@HOOKS.register_module(name="BblabTraining")
+class Training(Hook):
+    """What happens at each point of a run, in order.
+
+    sizes: (epoch counted from 0, training px, the images' pipeline from then on). average: an ImageEMAHook's arguments.
+    precise_images: how many training images the norms' statistics are computed over before each validation; 0: not.
+    loss_interval: steps between looks at the loss. bad_list: where the loaders note images that they could not read.
+    """
+
+    priority = "VERY_LOW"  # after mmengine's own: the sampler knows the epoch, the schedules have stepped
+
+    def __init__(
+        self,
+        seed: int = 0,
+        sizes: Sequence[tuple[int, int, Sequence[Mapping[str, Any]]]] = (),
+        loss_interval: int = 1,
+        average: Mapping[str, Any] | None = None,
+        precise_images: int = 0,
+        keep: int = 2,
+        save_minutes: float = 0.0,
+        gates: Sequence[Mapping[str, Any]] = (),
+        bad_list: str | None = None,
+    ) -> None:
+        self.sizes = Sizes(sizes)
+        self.seeds = Seeds(seed)
+        self.loss = StopOnBadLoss(loss_interval)
+        self.average: ImageEMAHook | None = HOOKS.build(dict(average)) if average else None
+        self.norms = PreciseNorms(seed, precise_images)
+        self.record = Record(BadList(Path(bad_list) if bad_list else None))
+        self.saving = SurvivingCheckpoint(keep, save_minutes, self.record, self.average)
+        self.gates = StopAtGate(gates)
+
+    # ---- beginning, and going on
+
+    def before_run(self, runner: Any) -> None:
+        if self.average:
+            self.average.before_run(runner)
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        if runner._resume:
+            self.saving.after_load_checkpoint(runner, checkpoint)
+            self.norms.after_load_checkpoint(runner, checkpoint)
+        if self.average:
+            self.average.after_load_checkpoint(runner, checkpoint)
+
+    def before_train(self, runner: Any) -> None:
+        self.saving.before_train(runner)
+        if runner.epoch == 0 or self.saving.is_inside:
+            return
+        score = record.History.of(Path(runner.work_dir)).validations.get(runner.epoch)
+        if runner.val_loop is not None and score is None:  # killed between a checkpoint and its validation
+            runner.val_loop.run()
+        elif score is not None:  # killed after it
+            self._scored(runner, score.get("top1_percent"))
+
+    # ---- an epoch
+
+    def before_train_epoch(self, runner: Any) -> None:
+        self.sizes.before_train_epoch(runner)
+        self.seeds.before_train_epoch(runner)
+        self._progress(runner)
+        self.saving.before_train_epoch(runner)
+        self.record.before_train_epoch(runner, self.sizes.px)
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        self.seeds.before_train_iter(runner, self.saving.offset + batch_idx)
+        self.record.before_train_iter(runner)
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Outputs = None) -> None:
+        step = {"batch_idx": self.saving.offset + batch_idx, "data_batch": data_batch, "outputs": outputs}
+        self.loss.after_train_iter(runner, **step)
+        if self.average:
+            self.average.after_train_iter(runner, **step)
+        self.record.after_train_iter(runner, **step)
+        self.saving.after_train_iter(runner, **step)
+
+    def after_train_epoch(self, runner: Any) -> None:
+        self.record.after_train_epoch(runner)
+        self.record.tell(runner, "averaging the norms' statistics" if self.norms.images else "saving")
+        self.norms.after_train_epoch(runner, self._kept(runner))
+        self.saving.after_train_epoch(runner)
+
+    # ---- its validation
+
+    def before_val_epoch(self, runner: Any) -> None:
+        self._progress(runner)
+        if self.average:
+            self.average.before_val_epoch(runner)
+        self.norms.before_val_epoch(runner)
+        self.record.before_val_epoch(runner)
+
+    def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
+        self.norms.after_val_epoch(runner)
+        if self.average:
+            self.average.after_val_epoch(runner)
+        found = metrics or {}
+        self.record.after_val_epoch(runner, found)
+        self._scored(runner, found.get("accuracy/top1"))
+        self.saving.after_val_epoch(runner)
+
+    def _scored(self, runner: Any, top1_percent: float | None) -> None:
+        """What follows from a score. Doing it twice, after a kill, does no harm."""
+        self.saving.scored(runner, top1_percent)
+        self.gates.scored(runner, top1_percent)
+
+    # ---- saving
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        if self.average:
+            self.average.before_save_checkpoint(runner, checkpoint)
+        self.saving.before_save_checkpoint(runner, checkpoint)
+        if not self.saving.is_part:
+            self.norms.before_save_checkpoint(runner, checkpoint)
+        refuse_unsound(checkpoint, runner.epoch + 1)
+
+    def _kept(self, runner: Any) -> torch.nn.Module:
+        """The net whose weights are scored and kept."""
+        net: torch.nn.Module = self.average.ema_model.module if self.average else _bare(runner.model)
+        return net
+
+    def _progress(self, runner: Any) -> None:
+        """Tell blocks that change over the training (VanillaNet's slope) how far it is, also in the averaged net."""
+        t = runner.epoch / max(1, runner.max_epochs)
+        for net in {id(net): net for net in (_bare(runner.model), self._kept(runner))}.values():
+            for module in net.modules():
+                teller = getattr(module, "set_progress", None)
+                if callable(teller):
+                    teller(t)
 
 
-@HOOKS.register_module()
-class EpochSeed(Hook):
-    """Begin every epoch's random numbers from (seed, epoch, rank): a resumed run draws what the other would have."""
+def _bare(model: Any) -> Any:
+    """The model without the wrapper that several processes put around it."""
+    return getattr(model, "module", model)
 
-    priority = "VERY_HIGH"
 
-    def __init__(self, seed: int = 0) -> None:
+# ---------------------------------------------------------------------------------------------- sizes and seeds
+
+
+class Sizes:
+    """The training size of each epoch, whichever epoch a run begins with."""
+
+    def __init__(self, sizes: Sequence[tuple[int, int, Sequence[Mapping[str, Any]]]]) -> None:
+        self.starts = [(int(epoch), int(px), Compose([dict(step) for step in steps])) for epoch, px, steps in sizes]
+        self.px = 0
+
+    def before_train_epoch(self, runner: Any) -> None:
+        if not self.starts:
+            return
+        _, self.px, pipeline = next(s for s in reversed(self.starts) if s[0] <= runner.epoch)
+        runner.train_dataloader.dataset.pipeline = pipeline
+
+
+class Seeds:
+    """Every step's random numbers begin from (seed, epoch, step, rank), every image's from (seed, epoch, image).
+
+    So a resumed run draws what the other would have drawn, whatever was drawn in between: by workers that are one more
+    or less, by a validation, by the norms' statistics.
+    """
+
+    def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def before_train_epoch(self, runner: Any) -> None:
-        rank, _ = get_dist_info()
-        mixed = hash((self.seed, runner.epoch, rank)) & 0x7FFFFFFF
-        torch.manual_seed(mixed)
-        np.random.seed(mixed)
+        begin_random(self.seed, runner.epoch, 0, LOADER)  # for what the loader draws when it starts
         for transform in getattr(getattr(runner.train_dataloader.dataset, "pipeline", None), "transforms", ()):
             if type(transform).__name__ == "SeededSample":
                 transform.seed, transform.epoch = self.seed, runner.epoch
-        set_progress(runner, runner.epoch / max(1, runner.max_epochs))
+
+    def before_train_iter(self, runner: Any, step: int) -> None:
+        begin_random(self.seed, runner.epoch, step, STEP)
+
+
+def begin_random(*place: int) -> None:
+    """Set torch's, NumPy's and Python's random numbers of this process from a place in the run and the rank."""
+    mixed = hash((*place, get_dist_info()[0])) & 0x7FFFFFFF
+    torch.manual_seed(mixed)
+    np.random.seed(mixed)
+    random.seed(mixed)
+
+
+# ---------------------------------------------------------------------------------------------- averages
+
+
+@HOOKS.register_module()
+class ImageEMAHook(EMAHook):
+    """mmengine's running average of weights and buffers, paced by images instead of iterations.
+
+    `momentum` is the share of the new weights for each `base_batch` images; a step of B images takes
+    1 - (1 - momentum) ** (B / base_batch): the EMA scaling rule of Busbridge et al. 2023, arXiv:2307.13813. While
+    gradients accumulate there are no new weights: the average is taken at the updates.
+    """
+
+    def __init__(self, momentum: float, base_batch: int) -> None:
+        super().__init__(ema_type="ExponentialMovingAverage", momentum=momentum, update_buffers=True)
+        self.share = momentum
+        self.base_batch = base_batch
+        self.images = 0
+        """Images since the last update of the weights."""
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Outputs = None) -> None:
+        self.images += len(data_batch["inputs"]) * get_dist_info()[1]
+        if not runner.optim_wrapper.should_update():
+            return
+        self.ema_model.momentum = 1 - (1 - self.share) ** (self.images / self.base_batch)
+        self.images = 0
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+
+
+class PreciseNorms:
+    """The norms' statistics over training images, before each validation and in what is kept; see `norms`.
+
+    The training goes on with its own: they are put back after the validation, and a checkpoint has both.
+    """
+
+    def __init__(self, seed: int, images: int) -> None:
+        self.seed = seed
+        self.images = images
+        self.made: norms.Statistics = {}
+        self.before: norms.Statistics = {}
+
+    def after_train_epoch(self, runner: Any, net: Any) -> None:
+        norms.share(_bare(runner.model))
+        if net is not _bare(runner.model):
+            norms.share(net)
+        if self.images:
+            self.made = norms.precise(net, self._batches(runner), lambda batch: _features(net, batch))
+
+    def _batches(self, runner: Any) -> Iterator[Any]:
+        """Full batches of this process as the training has them, of images that are drawn anew for each epoch."""
+        loader = runner.train_dataloader
+        rank, world = get_dist_info()
+        size = loader.batch_size
+        count = max(1, min(self.images, len(loader.dataset)) // (size * world))
+        order = np.random.default_rng((self.seed, runner.epoch, STATISTICS)).permutation(len(loader.dataset))
+        mine = order[rank::world][: count * size].tolist()
+        more = {"worker_init_fn": loader.worker_init_fn, "pin_memory": loader.pin_memory}
+        if loader.num_workers:
+            more["prefetch_factor"] = loader.prefetch_factor
+        batches = DataLoader(
+            loader.dataset, size, sampler=mine, num_workers=loader.num_workers, collate_fn=loader.collate_fn, **more
+        )
+        for number, batch in enumerate(batches):
+            begin_random(self.seed, runner.epoch, number, STATISTICS)
+            yield batch
 
     def before_val_epoch(self, runner: Any) -> None:
-        set_progress(runner, runner.epoch / max(1, runner.max_epochs))
+        self.before = norms.exchanged(_bare(runner.model), self.made)
+
+    def after_val_epoch(self, runner: Any) -> None:
+        norms.exchanged(_bare(runner.model), self.before)
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["state_dict"]
+        checkpoint[STATE]["training_statistics"] = {name: state[name] for name in self.made}
+        state.update({name: value.cpu() for name, value in self.made.items()})
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["state_dict"]
+        training = (checkpoint.get(STATE) or {}).get("training_statistics") or {}
+        self.made = {name: state[name].clone() for name in training}
+        state.update(training)
 
 
-def set_progress(runner: Any, t: float) -> None:
-    """Tell blocks that change over the training (VanillaNet's slope) how far it is, also in the averaged net."""
-    nets = [runner.model] + [h.ema_model for h in runner.hooks if hasattr(h, "ema_model")]
-    for net in nets:
-        for module in net.modules():
-            teller = getattr(module, "set_progress", None)
-            if callable(teller):
-                teller(t)
+def _features(net: Any, batch: Any) -> object:
+    """A batch through the net as in a training step (augmented, mixed), without a loss."""
+    return net(**net.data_preprocessor(batch, True))
 
 
 # ---------------------------------------------------------------------------------------------- stops
 
 
-@HOOKS.register_module()
-class StopOnBadLoss(Hook):
-    """End the run where the loss is NaN or infinite, before anything is saved. `interval`: iterations between looks."""
-
-    priority = "HIGH"
+class StopOnBadLoss:
+    """End the run where the loss is NaN or infinite, before anything is saved. `interval`: steps between looks."""
 
     def __init__(self, interval: int = 1) -> None:
         self.interval = interval
 
-    def after_train_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Mapping[str, Any] | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Outputs = None) -> None:
+        """`batch_idx` counts the epoch's steps, also where a part of them was taken by an earlier start."""
         if (batch_idx + 1) % self.interval and batch_idx + 1 < len(runner.train_dataloader):
             return
         loss = float(torch.as_tensor((outputs or {}).get("loss", 0.0)).detach())
@@ -103,23 +338,24 @@ class StopOnBadLoss(Hook):
             )
 
 
-@HOOKS.register_module()
-class StopAtGate(Hook):
+class StopAtGate:
     """End the run where a gate is hit, after its epoch was saved and validated."""
-
-    priority = "LOWEST"
 
     def __init__(self, gates: Sequence[Mapping[str, Any]]) -> None:
         self.gates = [Gate(**g) for g in gates]
 
-    def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
+    def scored(self, runner: Any, top1_percent: float | None) -> None:
+        if not self.gates:
+            return
         history = record.History.of(Path(runner.work_dir))
         epoch = runner.epoch
+        if any(line.get("status") == record.GATED and line.get("epoch") == epoch for line in history.lines):
+            return  # it ended here before, and whoever resumed it knows
         figures: dict[str, float] = {}
         if epoch in history.epochs:
             figures["loss"] = history.epochs[epoch]["train_loss"]
-        if (metrics or {}).get("accuracy/top1") is not None:
-            figures["accuracy"] = float(metrics["accuracy/top1"])  # type: ignore[index]
+        if top1_percent is not None:
+            figures["accuracy"] = float(top1_percent)
         hit = next((g for g in self.gates if g.is_hit(epoch, figures)), None)
         rank, world = get_dist_info()
         if world > 1:  # the first process decides: another may not see its record yet
@@ -142,40 +378,48 @@ class StopAtGate(Hook):
         )
 
 
+def refuse_unsound(checkpoint: Mapping[str, Any], epoch: int) -> None:
+    """Raises Ended for weights or statistics that are not finite: they are not to be saved."""
+    state = {**checkpoint["state_dict"], **(checkpoint[STATE].get("training_statistics") or {})}
+    for key, value in {**checkpoint.get("ema_state_dict", {}), **state}.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise Ended(
+                record.BAD_LOSS,
+                f"{key} is no longer finite in epoch {epoch}: not saved",
+                hint="the last good checkpoint is kept. Try a smaller learning rate",
+                epoch=epoch,
+            )
+
+
 # ---------------------------------------------------------------------------------------------- the record
 
 
-@HOOKS.register_module()
-class Record(Hook):
+class Record:
     """One line an epoch and one a validation, and where the run is a few times a second.
 
-    ramp: (epoch counted from 0, training px), for the record. Losses stay on the device until the epoch ends.
-    bad_list: where the loaders note images that they could not use; too many of them end the run.
+    Losses stay on the device until the epoch ends. Too many images that the loaders could not read end the run.
     """
 
-    priority = "LOW"
-
-    def __init__(self, ramp: Sequence[Sequence[int]] = ((0, 0),), bad_list: str | None = None) -> None:
-        self.ramp = [(int(e), int(px)) for e, px in ramp]
-        self.bad_list = Path(bad_list) if bad_list else None
+    def __init__(self, bad: BadList) -> None:
+        self.bad = bad
         self.sums: dict[str, float] = {}
         self.pending: dict[str, float] | None = None
         self.last: dict[str, Any] = {}
         self.told_at = 0.0
+        self.px = 0
 
-    def before_train_epoch(self, runner: Any) -> None:
+    def before_train_epoch(self, runner: Any, px: int) -> None:
         self.loss: Any = 0.0
         self.sums = self.pending or {"loss": 0.0, "steps": 0, "images": 0, "wait_s": 0.0, "epoch_s": 0.0}
         self.pending = None
         self.began = self.mark = time.perf_counter()
-        self.px = next(px for e, px in reversed(self.ramp) if e <= runner.epoch)
+        self.px = px
+        self.bad.begin()
 
-    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+    def before_train_iter(self, runner: Any) -> None:
         self.sums["wait_s"] += time.perf_counter() - self.mark
 
-    def after_train_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Mapping[str, Any] | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Outputs = None) -> None:
         if outputs is not None:
             self.loss = self.loss + torch.as_tensor(outputs["loss"]).detach().double()
         self.sums["steps"] += 1
@@ -184,8 +428,9 @@ class Record(Hook):
         if self.mark - self.told_at > TELL_S:
             self.told_at = self.mark
             self.tell(runner, "training", outputs)
+            self.look_at_bad_images(len(runner.train_dataloader.dataset))
 
-    def tell(self, runner: Any, doing: str, outputs: Mapping[str, Any] | None = None) -> None:
+    def tell(self, runner: Any, doing: str, outputs: Outputs = None) -> None:
         rank, world = get_dist_info()
         if rank:
             return
@@ -233,145 +478,132 @@ class Record(Hook):
                 "epoch_s": s["epoch_s"],
                 "images_per_s": images / max(1e-9, s["epoch_s"]),
                 "wait_share": s["wait_s"] / max(1e-9, s["epoch_s"]),
-                "bad_images": self.bad_images(),
+                "bad_images": self.bad.count(),
             }
-            record.append(Path(runner.work_dir), "epoch", **self.last)
-            self.tell(runner, "saving")
             self.look_at_bad_images(int(images))
-
-    def bad_images(self) -> int:
-        """How many different images could not be used so far."""
-        if self.bad_list is None or not self.bad_list.exists():
-            return 0
-        with self.bad_list.open("rb") as file:
-            return len({line.split(b"\t")[0] for line in file})
+            record.append(Path(runner.work_dir), "epoch", **self.last)
 
     def look_at_bad_images(self, images: int) -> None:
-        bad = self.bad_images()
-        if bad > max(10, MANY_BAD * images):
+        """Raises Ended where more of this epoch's images could not be read than a training takes."""
+        if get_dist_info()[0]:
+            return
+        bad = self.bad.count()
+        if are_too_many(bad, images):
             raise Ended(
                 record.FAILED,
-                f"{bad} images could not be read, listed in {self.bad_list}",
-                hint="is the disk there? bblab data check finds them all; then go on with --resume",
+                f"{bad} of {images:,} training images could not be read, listed in {self.bad.path}",
+                hint="is the disk there? bblab data check finds them all; this epoch is not kept: --resume begins it "
+                "anew",
             )
 
     def before_val_epoch(self, runner: Any) -> None:
         self.val_began = time.perf_counter()
-        self.tell_val(runner)
-
-    def tell_val(self, runner: Any) -> None:
         if get_dist_info()[0] == 0:
             told = record.read_progress(Path(runner.work_dir))
             record.write_progress(Path(runner.work_dir), {**told, "doing": "validating"})
 
-    def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
+    def after_val_epoch(self, runner: Any, metrics: Mapping[str, float]) -> None:
+        scored, bad = int(metrics.get("accuracy/scored", 0)), int(metrics.get("accuracy/unreadable", 0))
+        if are_too_many(bad, scored + bad):  # the same in every process
+            raise Ended(
+                record.FAILED,
+                f"{bad} of {scored + bad:,} validation images could not be read, listed in {self.bad.path}: "
+                f"epoch {runner.epoch} has no score",
+                hint="is the disk there? bblab data check finds them all; the epoch is saved, --resume scores it",
+                epoch=runner.epoch,
+            )
         if get_dist_info()[0]:
             return
-        metrics = metrics or {}
         values = {"top1_percent": metrics.get("accuracy/top1"), "top5_percent": metrics.get("accuracy/top5")}
         record.append(
             Path(runner.work_dir),
             "val",
             epoch=runner.epoch,
             val_s=time.perf_counter() - self.val_began,
+            images=scored,
+            bad_images=bad,
             **{k: round(float(v), 4) for k, v in values.items() if v is not None},  # counted in float32 there
         )
         told = record.read_progress(Path(runner.work_dir))
-        told |= {"top1_percent": values["top1_percent"], "validated_epoch": runner.epoch}
+        told |= {"top1_percent": values["top1_percent"], "validated_epoch": runner.epoch, "epoch_bad_val_images": bad}
         if self.last:
             told |= {"epoch_s": self.last["epoch_s"], "epoch_loss": self.last["train_loss"]}
-            told |= {f"epoch_{key}": self.last[key] for key in ("images_per_s", "wait_share")}
+            told |= {f"epoch_{key}": self.last[key] for key in ("images_per_s", "wait_share", "bad_images")}
         record.write_progress(Path(runner.work_dir), told)
 
 
 # ---------------------------------------------------------------------------------------------- checkpoints
 
 
-@HOOKS.register_module()
-class SurvivingCheckpoint(Hook):
+class SurvivingCheckpoint:
     """A checkpoint at every epoch's end, and inside an epoch when asked to stop or after `save_minutes`.
 
-    Files are whole or absent, load with `weights_only=True`, and hold all that the next iteration needs.
+    Files are whole or absent, load with `weights_only=True`, and hold all that the next step needs: also gradients that
+    have not made an update yet, and the images that an average has not taken yet.
     """
 
-    priority = "VERY_LOW"
-
-    def __init__(self, keep: int = 2, save_minutes: float = 0.0) -> None:
+    def __init__(self, keep: int, save_minutes: float, recorder: Record, average: ImageEMAHook | None) -> None:
         self.keep = keep
         self.save_s = 60 * save_minutes
+        self.recorder = recorder
+        self.average = average
         self.asked: str | None = None
-        self.pending: Mapping[str, Any] | None = None
-        self.random: Mapping[str, Any] | None = None
+        self.pending: Mapping[str, Any] = {}
+        self.inside: dict[str, Any] = {}
         self.offset = 0
         self.parent = os.getppid()
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the run goes on inside an epoch."""
+        return bool(self.pending.get("batches"))
+
+    @property
+    def is_part(self) -> bool:
+        """Whether what is being saved is a part of an epoch."""
+        return bool(self.inside.get("batches"))
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: Mapping[str, Any]) -> None:
+        self.pending = checkpoint.get(STATE) or {}
 
     def before_train(self, runner: Any) -> None:
         self.saved_at = time.perf_counter()
         if _in_main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, self._ask)
-        history = record.History.of(Path(runner.work_dir))
-        is_resumed = runner.epoch > 0 and not self.pending
-        # Killed between a checkpoint and its validation: make up for it.
-        if is_resumed and runner.val_loop is not None and runner.epoch not in history.validations:
-            runner.val_loop.run()
+        if self.average:
+            self.average.images = int(self.pending.get("average_images", 0))
+        gradients = self.pending.get("gradients") or {}
+        for name, p in _bare(runner.model).named_parameters():
+            if name in gradients:
+                p.grad = gradients[name].to(p.device)
 
     def _ask(self, number: int, frame: Any) -> None:
         if self.asked is not None:
             raise KeyboardInterrupt  # the second time at once
         self.asked = signal.Signals(number).name
 
-    # ---- resuming inside an epoch
-
     def before_train_epoch(self, runner: Any) -> None:
-        self.offset = 0
-        state, self.pending = self.pending, None
-        if state is None:
-            return
-        self.offset = int(state["batches"])
-        runner.train_dataloader.sampler.skip = self.offset * runner.train_dataloader.batch_size
-        self.random = state
+        """Skip what an earlier start has done of this epoch."""
+        state, self.pending = self.pending, {}
+        self.offset = int(state.get("batches", 0))
+        if self.offset:
+            runner.train_dataloader.sampler.skip = self.offset * runner.train_dataloader.batch_size
+            self.recorder.pending = dict(state["sums"])
 
-    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Only now: making the loader's iterator has drawn a number, which it drew long ago in the other run."""
-        state, self.random = self.random, None
-        if state is None:
-            return
-        torch.set_rng_state(state["torch_rng"])
-        if torch.cuda.is_available() and "cuda_rng" in state:
-            torch.cuda.set_rng_state(state["cuda_rng"])
-        if runner.train_dataloader.num_workers:  # else the images of this batch have set NumPy's numbers already
-            name, keys, *rest = state["numpy_rng"]
-            np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-
-    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        state = checkpoint.get(STATE) or {}
-        if runner._resume and state.get("batches"):
-            self.pending = state
-            self._recorder(runner).pending = dict(state["sums"])
-
-    def _recorder(self, runner: Any) -> Record:
-        found = next(h for h in runner.hooks if isinstance(h, Record))
-        assert isinstance(found, Record)
-        return found
-
-    # ---- saving
-
-    def after_train_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Mapping[str, Any] | None = None
-    ) -> None:
-        done = batch_idx + 1 + self.offset
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Outputs = None) -> None:
+        done = batch_idx + 1
         is_due = self.save_s > 0 and time.perf_counter() - self.saved_at > self.save_s
         if os.getppid() != self.parent and self.asked is None:
             self.asked = "the end of the command"
-        wanted = self._agreed(runner, batch_idx, is_due)
-        if not wanted or done >= len(runner.train_dataloader) or not runner.optim_wrapper.should_update():
+        wanted = self._agreed(batch_idx, is_due)
+        if not wanted or done >= len(runner.train_dataloader):
             return
         self._save(runner, f"epoch_{runner.epoch}_iter_{done}.pth", runner.epoch, runner.iter + 1, done)
         if wanted == 2:
             raise self._stopped(f"stopped in epoch {runner.epoch + 1}, after step {done}")
 
-    def _agreed(self, runner: Any, batch_idx: int, is_due: bool) -> int:
+    def _agreed(self, batch_idx: int, is_due: bool) -> int:
         """0 go on, 1 save, 2 save and stop: the same in every process, which look at each other now and then."""
         wanted = 2 if self.asked else 1 if is_due else 0
         _, world = get_dist_info()
@@ -387,15 +619,18 @@ class SurvivingCheckpoint(Hook):
     def after_train_epoch(self, runner: Any) -> None:
         self._save(runner, f"epoch_{runner.epoch + 1}.pth", runner.epoch + 1, runner.iter, 0)
 
-    def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
+    def scored(self, runner: Any, top1_percent: float | None) -> None:
+        """Link the best checkpoint."""
         folder = Path(runner.work_dir)
-        if get_dist_info()[0] == 0:
-            known = record.History.of(folder).curve("val", "top1_percent")
-            mine = (metrics or {}).get("accuracy/top1")
-            path = folder / f"epoch_{runner.epoch}.pth"
-            if mine is not None and path.exists() and mine >= max((v for v in known if v is not None), default=0):
-                checkpoints.link_best(path)
-        if self._agreed(runner, 0, False) == 2 and runner.epoch < runner.max_epochs:
+        path = folder / f"epoch_{runner.epoch}.pth"
+        if get_dist_info()[0] or top1_percent is None or not path.exists():
+            return
+        known = record.History.of(folder).curve("val", "top1_percent")
+        if round(float(top1_percent), 4) >= max((v for v in known if v is not None), default=0):
+            checkpoints.link_best(path)
+
+    def after_val_epoch(self, runner: Any) -> None:
+        if self._agreed(0, False) == 2 and runner.epoch < runner.max_epochs:
             raise self._stopped(f"stopped after epoch {runner.epoch}")
 
     def _stopped(self, message: str) -> Ended:
@@ -404,19 +639,23 @@ class SurvivingCheckpoint(Hook):
     def _save(self, runner: Any, name: str, epoch: int, iteration: int, batches: int) -> None:
         began = time.perf_counter()
         self.saved_at = began
+        gradients = {} if runner.optim_wrapper.should_update() else _gradients(_bare(runner.model))
         if get_dist_info()[0]:
             return
         folder = Path(runner.work_dir)
-        self.inside = {} if not batches else {"batches": batches, "sums": self._recorder(runner).state(), **_random()}
-        facts = checkpoints.write(
+        self.inside = {"gradients": gradients, "average_images": self.average.images if self.average else 0}
+        if batches:
+            self.inside |= {"batches": batches, "sums": self.recorder.state()}
+        checkpoints.write(
             folder / name,
             lambda partial: runner.save_checkpoint(
                 str(partial.parent), partial.name, meta={"epoch": epoch, "iter": iteration}, by_epoch=batches == 0
             ),
+            lambda facts: record.append(
+                folder, "checkpoint", epoch=epoch, batches=batches, save_s=time.perf_counter() - began, **facts
+            ),
         )
         checkpoints.prune(folder, self.keep)
-        spent = time.perf_counter() - began
-        record.append(folder, "checkpoint", epoch=epoch, batches=batches, save_s=spent, **facts)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Plain data only: mmengine's log buffers pickle methods, which no safe loader takes."""
@@ -426,26 +665,16 @@ class SurvivingCheckpoint(Hook):
         checkpoint["message_hub"]["resumed_keys"] = dict.fromkeys(kept, True)
         checkpoint["meta"] = _plain(checkpoint["meta"])
         checkpoint["param_schedulers"] = _plain(checkpoint.get("param_schedulers", []))
-        checkpoint[STATE] = self.inside
-        for key, value in checkpoint["state_dict"].items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
-                raise Ended(
-                    record.BAD_LOSS,
-                    f"{key} is no longer finite at the end of epoch {runner.epoch + 1}: not saved",
-                    hint="the last good checkpoint is kept. Try a smaller learning rate",
-                    epoch=runner.epoch + 1,
-                )
+        checkpoint[STATE] = dict(self.inside)
 
 
-def _random() -> dict[str, Any]:
-    name, keys, *rest = np.random.get_state()
-    found = {
-        "torch_rng": torch.get_rng_state(),
-        "numpy_rng": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), *map(_plain, rest)],
-    }
-    if torch.cuda.is_available():
-        found["cuda_rng"] = torch.cuda.get_rng_state()
-    return found
+def _gradients(net: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Gradients that the next update will take, by parameter; in several processes their mean, as the update's is."""
+    found = {name: p.grad.detach().clone() for name, p in net.named_parameters() if p.grad is not None}
+    if get_dist_info()[1] > 1:
+        for value in found.values():
+            all_reduce(value, "mean")
+    return {name: value.cpu() for name, value in found.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,30 @@ def fitting(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     if all(k in wanted and tuple(v.shape) == wanted[k] for k, v in head.items()):
         return dict(state)
     return {k: v for k, v in state.items() if not k.startswith("head.")}
+
+
+MEMORIES = 10
+"""Of so many times 1/momentum steps a running average has forgotten its beginning but for 5e-5 (momentum 0.1)."""
+PRECISE_IMAGES = 8192
+"""Images that precise statistics are computed over, where there are as many: as mmpretrain's PreciseBNHook."""
+
+
+def settling_steps(net: nn.Module, frozen: Sequence[nn.Module] = ()) -> int:
+    """Steps until the trained norms' running averages have settled; 0 for a net without such norms.
+
+    The norm with the smallest momentum decides. One that averages everything it ever saw (momentum None) never settles.
+    """
+    still = {id(m) for module in frozen for m in module.modules()}
+    norms = [
+        m
+        for m in net.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None and id(m) not in still
+    ]
+    momenta = [m.momentum for m in norms]
+    if not momenta:
+        return 0
+    known = [m for m in momenta if m is not None]
+    return 10**9 if len(known) < len(momenta) or min(known) <= 0 else round(MEMORIES / min(known))
 
 
 # ---------------------------------------------------------------------------------------------- fused nets

@@ -49,7 +49,9 @@ class Recipe:
     often each image of a step is repeated (1: not). `mixup` and `cutmix` are their alphas; with both, each batch
     takes one of them, evenly.
 
-    `ema_momentum` is the share of the new weights in the running average; null for none. `omitted` says which parts
+    `ema_momentum` is the share of the new weights in the running average for each `base_batch` images; null for none.
+    A step of B images takes 1 - (1 - ema_momentum) ** (B / base_batch), so that the average looks back over as many
+    images at any batch (the EMA scaling rule: Busbridge et al. 2023, arXiv:2307.13813). `omitted` says which parts
     of the source do not carry over, and why.
     """
 
@@ -212,7 +214,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "mixup": (0, 100),
     "cutmix": (0, 100),
     "repeated_augment": (1, 16),
-    "ema_momentum": (1e-9, 1),
+    "ema_momentum": (1e-9, 0.999999),
 }
 _REQUIRED = tuple(f.name for f in fields(Recipe) if f.default is MISSING and f.name != "name")
 

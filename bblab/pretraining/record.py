@@ -90,6 +90,11 @@ class History:
     def validations(self) -> dict[int, Mapping[str, Any]]:
         return self.by_epoch("val")
 
+    def scored(self, epoch: int, images: int) -> int:
+        """Validation images behind an epoch's score: all `images` where the record does not say."""
+        count = self.validations.get(epoch, {}).get("images")
+        return images if count is None else int(count)
+
     @property
     def end(self) -> Mapping[str, Any] | None:
         """The line that ended the last start; None where the process is running, or is gone without a word."""

@@ -30,9 +30,10 @@ def export(plan: Plan, folder: Path, images: Iterable[Any], model: nn.Module) ->
     The weights are read from the checkpoint, so that the file holds what was validated. Raises RunError where the
     forms do not agree, or there is no checkpoint.
     """
-    path = next((p for p in checkpoints.listed(folder) if checkpoints.EPOCH.fullmatch(p.name)), None)
-    if path is None:
-        raise RunError(f"{folder} has no checkpoint of a whole epoch", hint="go on with --resume")
+    path, wrong = checkpoints.newest(folder, is_whole=True)
+    if path is None or wrong:
+        why = f": {wrong[0]}" if wrong else ""
+        raise RunError(f"{folder} has no checkpoint of its last epoch{why}", hint="go on with --resume")
     state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     prefix = "backbone.net."
     state = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}

@@ -96,9 +96,11 @@ def _explained(error: BaseException) -> tuple[str, dict[str, Any]]:
     if isinstance(error, KeyboardInterrupt):
         return record.STOPPED, {"message": "stopped at once", "hint": "go on with --resume"}
     said = f"{type(error).__name__}: {error}"
-    if "Cannot find valid image" in said:  # mmpretrain's dataset, after a thousand tries
+    from bblab.pretraining.unreadable import NONE_READABLE
+
+    if NONE_READABLE in said:  # from a loader's process, with its traceback
         return record.FAILED, {
-            "message": f"a thousand images in a row could not be read: they are listed in {BAD_IMAGES}",
+            "message": f"{NONE_READABLE}: they are listed in {BAD_IMAGES}",
             "hint": "is the disk there? bblab data check finds them all; then go on with --resume",
         }
     return record.FAILED, {"message": said[:500], "trace": traceback.format_exc()[-4000:]}
@@ -109,7 +111,7 @@ def _trained(folder: Path, rank: int) -> tuple[str, dict[str, Any]]:
 
     quieten()
     plan = settle(read_plan(folder))
-    newest, wrong = checkpoints.newest(folder)
+    newest, wrong = checkpoints.start(folder)
     if rank == 0:
         record.append(
             folder, "start", resumed_from=newest.name if newest else None, unreadable=wrong, **_versions(plan)
@@ -155,7 +157,10 @@ def _room(plan: Plan, folder: Path, runner: Any) -> None:
     parameters = sum(p.numel() for p in runner.model.parameters())
     moments = 2 if plan.recipe.optimizer in ("adamw", "lamb", "rmsprop") else 1
     has_ema = plan.recipe.ema_momentum is not None
-    checkpoints.check_room(folder, parameters, keep=plan.settings.keep, has_ema=has_ema, moments=moments)
+    checkpoints.check_room(
+        folder, parameters, keep=plan.settings.keep, has_ema=has_ema, moments=moments,
+        accumulates=plan.settings.accumulation > 1,
+    )  # fmt: skip
 
 
 def _finish(plan: Plan, folder: Path, runner: Any) -> None:

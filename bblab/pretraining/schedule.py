@@ -1,7 +1,8 @@
 """Learning rates: scaled to the batch that is really used, then as mmengine's own schedulers.
 
-Linear scaling with a warm-up: Goyal et al. 2017, arXiv:1706.02677; square root for adaptive optimizers: Hoffer et al.
-2017, arXiv:1705.08741. Everything is counted in iterations, so that a schedule does not depend on how a loader counts.
+Linear scaling with a warm-up: Goyal et al. 2017, arXiv:1706.02677, for SGD. The square root for optimizers that divide
+by the gradient's size: You et al. 2020, arXiv:1904.00962 (LAMB); Malladi et al. 2022, arXiv:2205.10287 (RMSprop, Adam).
+Everything is counted in iterations, so that a schedule does not depend on how a loader counts.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from bblab.pretraining.recipe import Recipe
 
 Rule = Literal["none", "linear", "sqrt"]
 RULES: tuple[Rule, ...] = ("none", "linear", "sqrt")
+ADAPTIVE = ("rmsprop", "adamw", "lamb")
+"""Optimizers whose step does not grow with the gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,7 @@ class Scaling:
     processes: int = 1
     accumulation: int = 1
     rule: Rule = "none"
+    optimizer: str = "sgd"
 
     @property
     def total_batch(self) -> int:
@@ -66,14 +70,18 @@ class Scaling:
 
     @property
     def advice(self) -> str:
-        """What a person should know of a batch that is not the recipe's; "" where it is."""
-        if self.rule == "none" and self.total_batch != self.base_batch:
-            linear = self.recipe_lr * self.total_batch / self.base_batch
-            return (
-                f"the recipe's learning rate is for batch {self.base_batch}, this run has {self.total_batch}: "
-                f"--lr-scale would make it {linear:.6g}"
-            )
-        return ""
+        """What a person should know of a batch that is not the recipe's; "" where it is, or the rule fits."""
+        if self.total_batch == self.base_batch or self.rule == "sqrt":
+            return ""
+        ratio = self.total_batch / self.base_batch
+        root = f"--lr-rule sqrt would make it {self.recipe_lr * math.sqrt(ratio):.6g}"
+        if self.rule == "linear":
+            why = f"the linear rule is SGD's; for {self.optimizer} the square root is usual: {root}"
+            return why if self.optimizer in ADAPTIVE else ""
+        made = f"--lr-scale would make it {self.recipe_lr * ratio:.6g}"
+        if self.optimizer in ADAPTIVE:
+            made = f"{root} (usual for {self.optimizer}), {made}"
+        return f"the recipe's learning rate is for batch {self.base_batch}, this run has {self.total_batch}: {made}"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -86,16 +94,31 @@ class Scaling:
         }
 
 
-def iterations_per_epoch(images: int, batch_size: int, processes: int) -> int:
-    """Full batches that each process sees in an epoch; the rest is left out (batch norm cannot take one image)."""
-    return math.ceil(images / processes) // batch_size
+def keeps_last_batch(images: int, batch_size: int, processes: int) -> bool:
+    """Whether an epoch ends with a smaller batch: one of at least half the size, and of the two that a norm needs.
+
+    A smaller one would weigh its few images as much as a full batch's; it is left out, of other images each epoch.
+    """
+    rest = math.ceil(images / processes) % batch_size
+    return rest >= 2 and 2 * rest >= batch_size
+
+
+def iterations_per_epoch(images: int, batch_size: int, processes: int, keeps_last: bool = False) -> int:
+    """Batches that each process sees in an epoch: the full ones, and a smaller last one where `keeps_last`."""
+    mine = math.ceil(images / processes)
+    return math.ceil(mine / batch_size) if keeps_last else mine // batch_size
+
+
+def warmup_steps(recipe: Recipe, iterations: int) -> int:
+    """Steps of the warm-up in epochs of `iterations`; 0 where it would be a single one, which cannot rise."""
+    warm = min(round(recipe.warmup_epochs * iterations), recipe.epochs * iterations - 1)
+    return warm if warm >= 2 else 0
 
 
 def schedulers(recipe: Recipe, iterations: int) -> list[dict[str, Any]]:
     """The recipe's schedule as mmengine's param_scheduler, for epochs of `iterations`."""
     total = recipe.epochs * iterations
-    warm = min(round(recipe.warmup_epochs * iterations), total - 1)
-    warm = warm if warm >= 2 else 0  # LinearLR needs two points
+    warm = warmup_steps(recipe, iterations)
     found: list[dict[str, Any]] = []
     if warm and recipe.warmup == "linear":
         start = max(recipe.warmup_start_factor, 1e-9)  # LinearLR multiplies: it cannot rise from 0

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bblab.errors import BblabError, RunError
+from bblab.weights.verifying import verify, verify_content
 
 State = dict[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -81,8 +82,10 @@ def read(path: Path | str) -> WeightFile:
         raise BblabError(f"{path}: {error.strerror}", hint="check the path and its permissions") from None
     if not start:
         raise BblabError(f"{path} is empty", hint="copy or download it again")
+    verify(path, digest.hexdigest())
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         state, metadata = _read_safetensors(path)
+        verify_content(path, state, metadata)
         return WeightFile(path, state, metadata, digest.hexdigest())
     if start[:2] != b"PK" and start[:1] != b"\x80":
         raise BblabError(

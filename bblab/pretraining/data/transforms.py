@@ -8,8 +8,8 @@ In a Config by name, with custom_imports = ["bblab.pretraining.data.transforms"]
 
 The two that crop decode a JPEG straight to a half, a quarter or an eighth where the crop has pixels to spare. All three
 take `on_bad`, what to do with an image that does not decode: "error" ends the run and names the file, "skip" has the
-data set draw another one (training only), "blank" gives a grey image. Skipped and blank images are appended to
-`bad_list`, one "path, tab, reason" line each, from whichever process met them.
+data set draw another one (training only), "blank" gives a grey image, marked `is_blank`. Skipped and blank images are
+appended to `bad_list`, one "path, tab, reason" line each, from whichever process met them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Loads(BaseTransform):
                 hint = "bblab data check finds all of them before training"
                 raise RunError(f"{path}: {bad}", hint=hint) from None
             self.note(path, str(bad))
-            return None if self.on_bad == "skip" else self.blank(results)
+            return None if self.on_bad == "skip" else {**self.blank(results), "is_blank": True}
 
     def load(self, results: dict[str, Any], data: bytes, head: images.Header) -> dict[str, Any]:
         raise NotImplementedError
@@ -182,9 +182,10 @@ class LoadCenterCropFast(_Loads):
         interpolation: str = "bilinear",
         on_bad: OnBad = "error",
         bad_list: str | None = None,
+        is_training: bool = False,
     ) -> None:
         super().__init__(on_bad, bad_list)
-        if on_bad == "skip":
+        if on_bad == "skip" and not is_training:
             raise BblabError("on_bad 'skip' in validation, where every image counts once", hint="error or blank")
         if edge < px:
             raise BblabError(f"edge {edge} px is below the crop of {px} px", hint="edge is the short side, at least px")
@@ -207,3 +208,12 @@ class LoadCenterCropFast(_Loads):
 
     def blank(self, results: dict[str, Any]) -> dict[str, Any]:
         return _filled(results, _grey(self.px, self.px), (self.px, self.px))
+
+
+@TRANSFORMS.register_module()
+class Grey(BaseTransform):
+    """BGR to one channel, height x width x 1, for nets that take grey pictures. The last step before packing."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        results["img"] = cv2.cvtColor(results["img"], cv2.COLOR_BGR2GRAY)[:, :, None]
+        return results
