@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere ends with the bits of the one that was not, whatever it is made of."""
+"""A run that is stopped anywhere ends with the bits of the one that was not; what cannot be read is not made up."""
 
 from __future__ import annotations
 
@@ -241,3 +241,196 @@ def test_an_average_means_the_same_at_another_batch_size_and_accumulated(plan: P
     assert {name: count for name, (_, count) in left.items()} == {"16x1": 4, "8x1": 8, "8x2": 4, "4x3": 6}
     for name, (share, _) in left.items():
         assert share == pytest.approx(0.9**4), name
+
+
+# ---------------------------------------------------------------------------------------------- precise statistics
+
+
+def test_what_is_kept_is_what_was_scored(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, averages and precise statistics at the validation are those of the file and of the export."""
+    from safetensors.torch import load_file
+
+    scored: dict[int, dict[str, torch.Tensor]] = {}
+    inner = hooks.Record.before_val_epoch
+
+    def watched(self: Any, runner: Any) -> None:
+        scored[runner.epoch] = {k: v.clone() for k, v in runner.model.state_dict().items()}
+        inner(self, runner)
+
+    monkeypatch.setattr(hooks.Record, "before_val_epoch", watched)
+    folder = tmp_path / "run"
+    start(changed(plan, precise_images=48, ema_momentum=0.1), folder)
+    for epoch in (2, 3):
+        kept = checkpoint(folder, f"epoch_{epoch}.pth")["state_dict"]
+        assert kept.keys() == scored[epoch].keys()
+        for key, value in kept.items():
+            if not key.endswith("num_batches_tracked"):
+                assert torch.equal(value, scored[epoch][key]), key
+    for key, value in load_file(folder / "weights.safetensors").items():
+        assert torch.equal(value, scored[3][f"backbone.net.{key}"]), key
+
+
+def test_precise_statistics_are_the_mean_of_the_batches_own(tmp_path: Path) -> None:
+    from torch import nn
+
+    from bblab.pretraining import norms
+
+    net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2, momentum=0.01), nn.Dropout(0.5))
+    net.add_module("frozen", nn.BatchNorm2d(2).eval())
+    frozen = net[-1]
+    net.train = lambda mode=True: [m.train(mode) for m in list(net)[:-1]] and net  # type: ignore[method-assign]
+    batches = [torch.randn(8, 3, 4, 4) * scale for scale in (1.0, 3.0)]
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    found = norms.precise(net, batches, net)
+    with torch.no_grad():
+        outputs = [net[0](batch) for batch in batches]
+    means = torch.stack([o.mean((0, 2, 3)) for o in outputs]).mean(0)
+    variances = torch.stack([o.var((0, 2, 3)) for o in outputs]).mean(0)
+    assert found.keys() == {"1.running_mean", "1.running_var"}
+    torch.testing.assert_close(found["1.running_mean"], means)
+    torch.testing.assert_close(found["1.running_var"], variances)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert (net[1].momentum, frozen.momentum) == (0.01, 0.1)
+
+
+def test_a_norm_under_two_names_gets_its_statistics_under_both() -> None:
+    from torch import nn
+
+    from bblab.pretraining import norms
+
+    shared = nn.BatchNorm2d(2)
+    net = nn.Sequential(shared, nn.ReLU(), shared)
+    found = norms.precise(net, [torch.randn(4, 2, 3, 3)], net)
+    assert found.keys() == {f"{i}.running_{what}" for i in (0, 2) for what in ("mean", "var")}
+    before = norms.exchanged(net, found)
+    assert torch.equal(shared.running_mean, found["2.running_mean"]) and not before["0.running_mean"].any()
+
+
+def test_running_averages_settle_in_ten_times_one_over_momentum_steps() -> None:
+    from torch import nn
+
+    from bblab.pretraining import nets
+
+    norm = nn.BatchNorm2d
+    assert nets.settling_steps(nn.Sequential(norm(2), norm(2, momentum=0.01))) == 1000  # the slower one
+    slow = norm(2, momentum=0.01)
+    assert nets.settling_steps(nn.Sequential(norm(2), slow), [slow]) == 100
+    assert nets.settling_steps(nn.Sequential(nn.GroupNorm(1, 2), norm(2, track_running_stats=False))) == 0
+    assert nets.settling_steps(norm(2, momentum=None)) == 10**9
+
+
+# ---------------------------------------------------------------------------------------------- unreadable images
+
+
+@pytest.fixture
+def own(plan: Plan, tmp_path: Path) -> Plan:
+    """The plan on a copy of its images."""
+    folder = tmp_path / "images"
+    shutil.copytree(plan.data["root"], folder)
+    return replace(plan, data=data.fingerprint(folder).to_json())
+
+
+def images_of(plan: Plan, split: str) -> list[Path]:
+    return sorted((Path(plan.data["root"]) / split).rglob("*.jpg"))
+
+
+def spoil(paths: list[Path]) -> None:
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:100])
+
+
+def test_unreadable_validation_images_are_counted_and_not_scored(own: Plan, tmp_path: Path) -> None:
+    """The same net scores 29 of 32 images as the mean over those 29."""
+    spoil(images_of(own, "val")[:3])
+    folder = tmp_path / "run"
+    assert start(own, folder) == record.DONE
+    history = History.of(folder)
+    assert [(v["images"], v["bad_images"]) for v in history.validations.values()] == [(29, 3)] * 3
+    top1 = history.validations[3]["top1_percent"]
+    right = top1 / 100 * 29
+    assert right == pytest.approx(round(right), abs=1e-3)  # a whole number of 29
+    assert [e["bad_images"] for e in history.epochs.values()] == [0, 0, 0]
+    assert "(29 images; 95 % interval); 3 images could not be read" in (folder / "card.md").read_text()
+    assert len({line.split("\t")[0] for line in (folder / "bad_images.txt").read_text().splitlines()}) == 3
+
+
+def test_too_many_unreadable_validation_images_end_the_run_and_their_return_scores_the_epoch(
+    own: Plan, tmp_path: Path
+) -> None:
+    kept = {path: path.read_bytes() for path in images_of(own, "val")[:4]}  # 4 of 32: above a tenth
+    spoil(list(kept))
+    with pytest.raises(hooks.Ended, match="4 of 32 validation images could not be read"):
+        start(own, tmp_path / "run")
+    assert not History.of(tmp_path / "run").validations
+    for path, content in kept.items():
+        path.write_bytes(content)
+    assert go_on(tmp_path / "run") == record.DONE
+    assert start(own, tmp_path / "whole") == record.DONE
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_training_images_that_vanished_and_came_back_cost_one_epoch_once(
+    own: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = Path(own.data["root"]) / "away"
+    train = Path(own.data["root"]) / "train" / "0"
+
+    def vanish() -> None:
+        shutil.copytree(train, away)
+        shutil.rmtree(train)
+        train.mkdir()
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, epoch=2, step=1, act=vanish)
+        with pytest.raises(hooks.Ended, match="of 64 training images could not be read"):
+            start(own, folder)
+    train.rmdir()
+    away.rename(train)
+    for _ in range(2):  # the first goes on, the second has nothing to lose
+        assert go_on(folder) == record.DONE
+    assert start(own, tmp_path / "whole") == record.DONE
+    assert_same_run(folder, tmp_path / "whole")
+    assert [e["bad_images"] for e in History.of(folder).epochs.values()] == [0, 0, 0]
+
+
+def test_a_few_unreadable_training_images_are_replaced_and_counted_each_epoch(own: Plan, tmp_path: Path) -> None:
+    spoil(images_of(own, "train")[:2])
+    assert start(own, tmp_path / "run") == record.DONE
+    assert [e["bad_images"] for e in History.of(tmp_path / "run").epochs.values()] == [2, 2, 2]
+
+
+def test_training_never_sees_a_made_up_picture(own: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the images are cut from the centre: a grey square with a label would be learnt."""
+    from bblab.pretraining.data import transforms
+
+    spoil(images_of(own, "train")[:2])
+    made: list[int] = []
+    monkeypatch.setattr(transforms, "_grey", lambda height, width: made.append(height))
+    for step in ({"step": "center_crop"}, {"step": "random_crop", "pad": 2}):
+        assert start(changed(own, augment=(step,), epochs=1), tmp_path / str(step["step"])) == record.DONE
+    assert not made
+
+
+def test_images_that_stand_for_each_other_do_not_end_a_run(own: Plan) -> None:
+    """Two unreadable images, each the other's stand-in by its own random numbers, have a readable one all the same."""
+    import numpy as np
+
+    from bblab.pretraining.unreadable import TRIES, ReadableImages
+
+    class Few(ReadableImages):
+        def __init__(self, readable: set[int]) -> None:
+            self.readable = readable
+
+        def __len__(self) -> int:
+            return 50
+
+        def prepare_data(self, idx: int) -> int | None:
+            np.random.seed(idx)
+            return idx if idx in self.readable else None
+
+    for readable in ({7}, {0, 49}):
+        found = [Few(readable)[i] for i in range(50)]
+        assert set(found) <= readable and found == [Few(readable)[i] for i in range(50)]
+    with pytest.raises(RuntimeError, match=f"{TRIES} training images in a row"):
+        Few(set())[0]

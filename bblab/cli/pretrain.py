@@ -256,22 +256,29 @@ def schedule_line(made: Plan) -> str:
     recipe, lr = made.recipe, made.scaling.lr
     steps = warmup_steps(recipe, made.iterations)
     if steps:
-        epochs = f"{number(steps, 'step')} ({steps / made.iterations:.3g} epochs)"
+        epochs = f"{number(steps, 'step')} ({epochs_text(steps / made.iterations)})"
         begin = f"{lr * recipe.warmup_start_factor:.3g}"
         line = f"warm-up from {begin} over {epochs}" if recipe.warmup == "linear" else f"{begin} for {epochs}"
     elif recipe.warmup_epochs:
-        line = f"no warm-up: {recipe.warmup_epochs:.2g} epochs of it are less than 2 steps"
+        line = f"no warm-up: {epochs_text(recipe.warmup_epochs)} of it would be less than 2 steps"
     else:
         line = "no warm-up"
     if recipe.schedule in ("cosine", "linear"):
         return f"{line} · then {recipe.schedule} down to {lr * recipe.final_lr_ratio:.3g}"
     if recipe.schedule == "exponential":
         every = max(1, round(recipe.step_epochs * made.iterations))
-        return f"{line} · then × {recipe.gamma:g} every {number(every, 'step')} ({every / made.iterations:.3g} epochs)"
+        return (
+            f"{line} · then × {recipe.gamma:g} every {number(every, 'step')} ({epochs_text(every / made.iterations)})"
+        )
     if recipe.schedule == "step":
         at = ", ".join(map(str, recipe.milestones))
         return f"{line} · then × {recipe.gamma:g} after epochs {at}" if at else f"{line} · then constant"
     return f"{line} · then constant"
+
+
+def epochs_text(count: float) -> str:
+    """ "1 epoch", "2.5 epochs"."""
+    return f"{count:.3g} epoch" + "s" * (f"{count:.3g}" != "1")
 
 
 def average_lines(made: Plan) -> list[str]:
@@ -336,8 +343,8 @@ def closing(done: Pretrained) -> list[str]:
         images, spent = sum(e["images"] for e in epochs.values()), sum(e["epoch_s"] for e in epochs.values())
         waited = sum(e["wait_share"] * e["epoch_s"] for e in epochs.values()) / max(1e-9, spent)
         lines.append(
-            f"{len(epochs)} epochs in {card.duration(history.train_s)}: {images / max(1e-9, spent):.0f} images/s while "
-            f"training, {100 * waited:.1f} % of it waiting for data"
+            f"{epochs_text(len(epochs))} in {card.duration(history.train_s)}: {images / max(1e-9, spent):.0f} images/s "
+            f"while training, {100 * waited:.1f} % of it waiting for data"
         )
         if bad := max(e.get("bad_images", 0) for e in epochs.values()):
             where = common.short(done.folder / "bad_images.txt")

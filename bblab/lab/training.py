@@ -182,8 +182,7 @@ def plan(lab: Lab, spec: ArchSpec, wanted: Wanted) -> Plan:
         save_minutes=wanted.save_minutes,
     )
     _whole(settings)
-    keeps_last = keeps_last_batch(info.train_count, settings.batch_size, processes)
-    settings = replace(settings, keeps_last=keeps_last and settings.batch_size * processes < info.train_count)
+    settings = replace(settings, keeps_last=keeps_last_batch(info.train_count, settings.batch_size, processes))
     found = tuple(gates.parse(text, recipe.epochs) for text in wanted.stop_if)
     has_lab_block = any(lab.kinds[r.kind].origin == "lab" for s in trained.stages for r in s.rows)
     made = Plan(
@@ -370,8 +369,8 @@ def resume(
     """
     from bblab.pretraining.run import read_plan, write_plan
 
-    sweep(lab)
     folder = Path(run).expanduser().absolute() if run is not None else _unfinished(lab, name)
+    sweep(lab, going_on=folder)
     made = read_plan(folder)
     if record.is_running(folder):
         raise BblabError(f"{folder} is being trained now", hint="wait for it, or stop it first")
@@ -520,8 +519,11 @@ def estimate(lab: Lab, made: Plan, *, budget_s: float | None = None) -> tuple[Es
 # ---------------------------------------------------------------------------------------------- the notebook
 
 
-def sweep(lab: Lab) -> list[int]:
-    """Store the runs that ended without a command to see it (a crash, a power cut); the rows' ids."""
+def sweep(lab: Lab, going_on: Path | None = None) -> list[int]:
+    """Store the runs that ended without a command to see it (a crash, a power cut); the rows' ids.
+
+    going_on: the run that this command goes on with.
+    """
     stored: list[int] = []
     known = {(name, lines) for _, name, lines in _rows(lab)}
     for folder in folders(lab):
@@ -536,7 +538,7 @@ def sweep(lab: Lab) -> list[int]:
                     f"{folder.name} had ended unseen ({found.status}): stored as run {found.run_id}"
                     + (
                         ""
-                        if found.status in (record.DONE, record.GATED)
+                        if found.status in (record.DONE, record.GATED) or folder == going_on
                         else f"; go on: bblab pretrain --resume --run {folder}"
                     )
                 )

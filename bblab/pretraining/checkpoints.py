@@ -58,11 +58,9 @@ def newest(folder: Path, *, is_whole: bool = False) -> tuple[Path | None, list[s
                 return path, wrong
             wrong.append(f"{path.name} is no checkpoint of a run")
         except BblabError as damage:
-            wrong.append(
-                f"{path.name} does not load as it was written ({damage.message.partition(': ')[2]}): left alone"
-            )
+            wrong.append(f"{path.name} does not load as it was written ({damage.message.partition(': ')[2]}): not used")
         except Exception as error:
-            wrong.append(f"{path.name} does not load ({type(error).__name__}): left alone")
+            wrong.append(f"{path.name} does not load ({type(error).__name__}): not used")
     return None, wrong
 
 

@@ -210,7 +210,12 @@ def build(plan: Plan, work_dir: Path | str) -> dict[str, Any]:
         "val_evaluator": {"type": "ReadableAccuracy", "topk": [1, 5] if plan.num_classes > 5 else [1]},
         "optim_wrapper": _optimizer(plan),
         "param_scheduler": schedulers(recipe, iterations),
-        "default_hooks": {"checkpoint": None, "logger": {"type": "LoggerHook", "interval": 50}},
+        # Schedules are stepped and checkpoints written by the run's own hook, in its order.
+        "default_hooks": {
+            "checkpoint": None,
+            "param_scheduler": None,
+            "logger": {"type": "LoggerHook", "interval": 50},
+        },
         "custom_hooks": _hooks(plan, bad_list),
         "randomness": {"seed": s.seed, "deterministic": False},
         "env_cfg": {

@@ -1,4 +1,4 @@
-"""The one mmengine hook of a run: it switches sizes, seeds, stops, averages, records, scores and saves, in that order.
+"""The one mmengine hook of a run: it switches sizes, seeds, stops, steps, averages, records, scores and saves.
 
 mmengine orders hooks by their priority, each at every point alike: a size that is switched after the seeds were set has
 none, a checkpoint that is written before an average is taken lacks it. Here each point is a list of calls, to be read.
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from mmcv.transforms import Compose
 from mmengine.dist import all_reduce, get_dist_info
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import EMAHook, Hook, ParamSchedulerHook
 from mmengine.registry import HOOKS
 from torch.utils.data import DataLoader
 
@@ -53,7 +53,7 @@ class Training(Hook):
     loss_interval: steps between looks at the loss. bad_list: where the loaders note images that they could not read.
     """
 
-    priority = "VERY_LOW"  # after mmengine's own: the sampler knows the epoch, the schedules have stepped
+    priority = "VERY_LOW"  # after mmengine's own, which name the epoch to the sampler and log
 
     def __init__(
         self,
@@ -70,6 +70,7 @@ class Training(Hook):
         self.sizes = Sizes(sizes)
         self.seeds = Seeds(seed)
         self.loss = StopOnBadLoss(loss_interval)
+        self.schedules = ParamSchedulerHook()
         self.average: ImageEMAHook | None = HOOKS.build(dict(average)) if average else None
         self.norms = PreciseNorms(seed, precise_images)
         self.record = Record(BadList(Path(bad_list) if bad_list else None))
@@ -115,15 +116,19 @@ class Training(Hook):
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Outputs = None) -> None:
         step = {"batch_idx": self.saving.offset + batch_idx, "data_batch": data_batch, "outputs": outputs}
         self.loss.after_train_iter(runner, **step)
+        self.schedules.after_train_iter(runner, **step)
         if self.average:
             self.average.after_train_iter(runner, **step)
         self.record.after_train_iter(runner, **step)
         self.saving.after_train_iter(runner, **step)
 
     def after_train_epoch(self, runner: Any) -> None:
+        self.schedules.after_train_epoch(runner)
         self.record.after_train_epoch(runner)
         self.record.tell(runner, "averaging the norms' statistics" if self.norms.images else "saving")
+        began = time.perf_counter()
         self.norms.after_train_epoch(runner, self._kept(runner))
+        self.record.norms_s = time.perf_counter() - began
         self.saving.after_train_epoch(runner)
 
     # ---- its validation
@@ -406,6 +411,7 @@ class Record:
         self.pending: dict[str, float] | None = None
         self.last: dict[str, Any] = {}
         self.told_at = 0.0
+        self.norms_s = 0.0
         self.px = 0
 
     def before_train_epoch(self, runner: Any, px: int) -> None:
@@ -520,6 +526,7 @@ class Record:
             "val",
             epoch=runner.epoch,
             val_s=time.perf_counter() - self.val_began,
+            norms_s=self.norms_s,
             images=scored,
             bad_images=bad,
             **{k: round(float(v), 4) for k, v in values.items() if v is not None},  # counted in float32 there

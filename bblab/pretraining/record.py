@@ -110,7 +110,7 @@ class History:
     @property
     def train_s(self) -> float:
         return sum(line["epoch_s"] for line in self.epochs.values()) + sum(
-            line["val_s"] for line in self.validations.values()
+            line["val_s"] + line.get("norms_s", 0.0) for line in self.validations.values()
         )
 
     def curve(self, kind: str, key: str) -> list[float | None]:

@@ -95,12 +95,14 @@ class Scaling:
 
 
 def keeps_last_batch(images: int, batch_size: int, processes: int) -> bool:
-    """Whether an epoch ends with a smaller batch: one of at least half the size, and of the two that a norm needs.
+    """Whether an epoch ends with a smaller batch: of half the size, or of a quarter if it is a tenth of the epoch.
 
-    A smaller one would weigh its few images as much as a full batch's; it is left out, of other images each epoch.
+    A smaller one would weigh its few images as a full batch's; it is left out, other images each epoch. A norm needs
+    two.
     """
-    rest = math.ceil(images / processes) % batch_size
-    return rest >= 2 and 2 * rest >= batch_size
+    mine = math.ceil(images / processes)
+    rest = mine % batch_size
+    return mine > batch_size and rest >= 2 and (2 * rest >= batch_size or (4 * rest >= batch_size and 10 * rest > mine))
 
 
 def iterations_per_epoch(images: int, batch_size: int, processes: int, keeps_last: bool = False) -> int:
