@@ -18,7 +18,7 @@ from bblab.pretraining import recipe as recipes
 from bblab.pretraining.config import Plan, Settings
 from bblab.pretraining.launch import Machines, command, environment
 from bblab.pretraining.record import History
-from bblab.pretraining.schedule import Scaling, iterations_per_epoch, schedulers
+from bblab.pretraining.schedule import Scaling, iterations_per_epoch, keeps_last_batch, schedulers
 
 TINY = """
 stages:
@@ -349,3 +349,168 @@ def test_a_fused_net_is_refused_with_the_reason(bblab: Callable[..., Any], spec_
     ran = bblab("pretrain", spec_file(f"stages:\n{rows}\nhead: {{block: classifier}}\n", "fused"))
     assert ran.code == 2
     assert "9 convolutions and no norm: it is a fused net" in ran.err and "all zeros" in ran.err
+
+
+# ---------------------------------------------------------------------------------------------- what the opening says
+
+
+def opening_of(
+    opened: Lab, recipe: str | None = None, spec: str = "mobilenetv3_small", **wanted: Any
+) -> tuple[Plan, str]:
+    from bblab.cli.pretrain import opening
+
+    made = training.plan(opened, opened.spec(spec), training.Wanted(recipe=recipe, **wanted))
+    return made, "\n".join(opening(made))
+
+
+@pytest.fixture
+def opened(lab: Path) -> Lab:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("mmpretrain")
+    (lab / "arch_specs").mkdir()
+    (lab / "arch_specs" / "tiny.yaml").write_text(TINY)
+    for channels in (1, 2):
+        (lab / "arch_specs" / f"c{channels}.yaml").write_text(f"input: [{channels}, 48, 48]\n{TINY}")
+    return Lab(lab)
+
+
+def test_the_steps_in_all_and_the_images_left_out_are_said(opened: Lab) -> None:
+    made, text = opening_of(opened)
+    assert "22 steps an epoch, 220 in all; 29 of 1,437 images (2 %) left out of each epoch" in text  # 22 x 64 = 1408
+    made, text = opening_of(opened, batch_size=512, lr_rule="linear")
+    assert (made.iterations, made.settings.keeps_last, made.left_out) == (3, True, 0)  # 2 x 512 + 413
+    assert "3 steps an epoch, 30 in all; no image left out (each epoch's last batch: 413)" in text
+    made, text = opening_of(opened, batch_size=1300)
+    assert (made.iterations, made.left_out) == (1, 137)  # a tenth of a batch
+    assert "1 step an epoch, 10 in all; 137 of 1,437 images (9.5 %) left out" in text
+
+
+def test_a_last_batch_is_kept_where_it_is_half_a_batch_or_much_of_an_epoch() -> None:
+    assert keeps_last_batch(1437, 512, 1)  # 413 of 512
+    assert not keeps_last_batch(1437, 64, 1)  # 29 of 64, and 2 % of the epoch
+    assert keeps_last_batch(1437, 1024, 1)  # 413 of 1024, and 29 % of the epoch
+    assert not keeps_last_batch(1437, 1300, 1)  # 137 of 1300
+    assert not keeps_last_batch(3, 2, 1)  # one image has no variance
+    assert not keeps_last_batch(100, 128, 1)  # more than there is: refused elsewhere
+    assert keeps_last_batch(1437, 256, 2)  # 719 in each process: 207 of 256
+    assert iterations_per_epoch(1437, 256, 2, keeps_last=True) == 3
+
+
+def test_few_steps_an_epoch_take_precise_statistics_and_say_by_which_rule(opened: Lab) -> None:
+    made, text = opening_of(opened)  # momentum 0.1: 100 steps
+    assert made.settings.precise_images == 1408  # 22 x 64
+    assert "norm statistics from 1,408 training images before each validation" in text
+    assert "settle in 100 steps (10 / momentum), an epoch has 22" in text
+    made, text = opening_of(opened, batch_size=12)  # 119 of 12, and 9
+    assert (made.iterations, made.settings.precise_images) == (120, 0) and "norm statistics" not in text
+
+
+def test_the_warm_up_that_is_said_is_the_one_there_is(opened: Lab) -> None:
+    made, text = opening_of(opened, "rank16", "tiny", epochs=3)  # 2 of 16 epochs: 0.375 of 3, of 2 steps each
+    assert made.iterations == 2
+    assert "no warm-up: 0.375 epochs of it would be less than 2 steps · then linear down to 0" in text
+    assert [s["type"] for s in schedulers(made.recipe, made.iterations)] == ["LinearLR"]
+    made, text = opening_of(opened, "rank16", "tiny", batch_size=64, lr_rule="linear")
+    assert "warm-up from 3.13e-06 over 44 steps (2 epochs)" in text  # 0.5 x 64/1024 x 1e-4
+    made, text = opening_of(opened, "mobilenetv3_600", "tiny", batch_size=64)
+    assert "no warm-up · then × 0.973 every 44 steps (2 epochs)" in text and "down to" not in text
+
+
+def test_a_ramp_that_does_not_fit_is_kept_or_its_loss_said(opened: Lab) -> None:
+    made, text = opening_of(opened, "rank16", "tiny", epochs=2)
+    assert made.recipe.resolutions_px == ((0, 160), (1, 192)) and "no room" not in text
+    made, text = opening_of(opened, "rank16", "tiny", epochs=1)
+    assert made.recipe.resolutions_px == ((0, 160),)
+    assert "in 1 epoch there is no room for training at 192 px, which rank16 has" in text
+    full = replace(RECIPE, epochs=16, resolution_ramp=((10, 176), (12, 192)), schedule="step", milestones=(8, 9, 15))
+    short = training.shortened(full, 2)
+    assert (short.resolution_ramp, short.milestones) == (((1, 192),), (1,))  # 8/8 and 9/8 are epoch 1, 15/8 the end
+    assert training.lost(full, short) == [
+        "in 2 epochs there is no room for training at 176 px, which r has",
+        "in 2 epochs 1 of the 3 steps of r's learning rate remain",
+    ]
+    assert training.lost(full, training.shortened(full, 32)) == []
+
+
+def test_the_linear_rule_names_the_root_for_optimizers_that_are_not_sgd(opened: Lab) -> None:
+    for optimizer in ("lamb", "rmsprop", "adamw"):
+        scaling = Scaling(0.008, 2048, 512, rule="linear", optimizer=optimizer)
+        assert scaling.lr == 0.002  # linear all the same
+        assert f"for {optimizer} the square root is usual: --lr-rule sqrt would make it 0.004" in scaling.advice
+        assert Scaling(0.008, 2048, 512, rule="sqrt", optimizer=optimizer).advice == ""
+    assert Scaling(0.5, 1024, 512, rule="linear").advice == ""
+    _, text = opening_of(opened, "rsb_a3", "tiny", batch_size=128, lr_rule="linear")
+    assert "--lr-rule sqrt would make it 0.002" in text  # 0.008 x √(128/2048) = 0.008 / 4
+
+
+def test_an_average_that_outlasts_the_run_is_said(opened: Lab) -> None:
+    _, text = opening_of(opened, "mobileone300", "tiny", epochs=2, batch_size=128)
+    assert "weights averaged: 0.0005 of the new ones for each 256 images, 0.00025 for a step of 128" in text
+    assert "99 % of it will still be the weights after the first step" in text  # 0.9995 ** (2 x 1437 / 256)
+
+
+def test_grey_nets_are_trained_on_grey_pictures_and_others_refused(opened: Lab) -> None:
+    made, text = opening_of(opened, spec="c1")
+    built = config.build(made, Path("run"))
+    assert "at 48 px, grey" in text
+    # 0.299 R + 0.587 G + 0.114 B of ImageNet's means and deviations
+    assert (built["data_preprocessor"]["mean"], built["data_preprocessor"]["std"]) == ([117.038], [57.53])
+    with pytest.raises(BblabError, match=r"c2 takes 2 channels \(input: \[2, 48, 48\]\)"):
+        opening_of(opened, spec="c2")
+
+
+def test_a_seed_that_numpy_does_not_take_is_refused(opened: Lab) -> None:
+    with pytest.raises(BblabError, match="--seed -1"):
+        opening_of(opened, spec="tiny", seed=-1)
+
+
+# ---------------------------------------------------------------------------------------------- going on
+
+
+def test_damaged_checkpoints_are_named_and_the_one_before_is_taken(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    for epoch in (1, 2, 3):
+        value = {"meta": {"epoch": epoch}, "state_dict": {"w": torch.rand(5000)}, "optimizer": {}}
+        facts = checkpoints.write(
+            tmp_path / f"epoch_{epoch}.pth", lambda partial, value=value: torch.save(value, partial)
+        )
+        record.append(tmp_path, "checkpoint", epoch=epoch, batches=0, **facts)
+    assert training.goes_on_from(tmp_path, plan_of()) == ["goes on from epoch_3.pth, after epoch 3 of 10"]
+
+    def spoil(epoch: int) -> None:
+        path = tmp_path / f"epoch_{epoch}.pth"
+        content = bytearray(path.read_bytes())
+        content[8000:12000] = bytes(4000)
+        path.write_bytes(content)
+
+    spoil(3)
+    first, second = training.goes_on_from(tmp_path, plan_of())
+    assert first.startswith("epoch_3.pth does not load as it was written (its sha256 is") and "record.jsonl" in first
+    assert second == "the one before is taken: goes on from epoch_2.pth, after epoch 2 of 10"
+    (tmp_path / record.RECORD).unlink()  # without the record the file's own checksums speak
+    assert "the checksum of" in training.goes_on_from(tmp_path, plan_of())[0]
+    spoil(2)
+    spoil(1)
+    with pytest.raises(BblabError, match=r"no checkpoint in .* can be gone on with"):
+        training.goes_on_from(tmp_path, plan_of())
+
+
+def test_a_run_without_a_checkpoint_says_that_it_begins_anew(tmp_path: Path) -> None:
+    (said,) = training.goes_on_from(tmp_path, plan_of())
+    assert said.endswith("has no checkpoint yet: begins with epoch 1")
+
+
+def test_a_run_does_not_go_on_with_other_images(opened: Lab, tmp_path: Path) -> None:
+    import shutil
+
+    from bblab.pretraining import data
+    from bblab.pretraining.run import write_plan
+    from bblab.rooms import cache_dir
+
+    images = shutil.copytree(data.digits(cache_dir()), tmp_path / "images")
+    made, _ = opening_of(opened, "digits", "tiny", data=images)
+    (tmp_path / "run").mkdir()
+    write_plan(tmp_path / "run", made)
+    next((images / "train" / "3").iterdir()).unlink()
+    with pytest.raises(BblabError, match=r"not the data that this run began with: 1,436 \+ 360 images"):
+        training.resume(opened, tmp_path / "run", wanted=training.Wanted())
