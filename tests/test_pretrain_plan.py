@@ -511,6 +511,10 @@ def test_a_run_does_not_go_on_with_other_images(opened: Lab, tmp_path: Path) -> 
     made, _ = opening_of(opened, "digits", "tiny", data=images)
     (tmp_path / "run").mkdir()
     write_plan(tmp_path / "run", made)
-    next((images / "train" / "3").iterdir()).unlink()
+    first, second, *_ = (images / "train" / "3").iterdir()
+    first.write_bytes(first.read_bytes()[:-1])
+    same = training._with_data(made, training.Wanted())  # as many of the same classes: said, not refused
+    assert same.data["hash"] != made.data["hash"]
+    second.unlink()
     with pytest.raises(BblabError, match=r"not the data that this run began with: 1,436 \+ 360 images"):
         training.resume(opened, tmp_path / "run", wanted=training.Wanted())

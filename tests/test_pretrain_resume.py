@@ -214,6 +214,21 @@ def test_a_run_killed_after_its_score_still_stops_at_the_gate(
     assert go_on(tmp_path / "run") == record.DONE  # asked to go on in spite of it
 
 
+def test_a_run_killed_before_its_score_makes_up_for_it_with_the_statistics_that_it_kept(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = changed(plan, precise_images=48, ema_momentum=0.1)
+    assert start(made, tmp_path / "whole") == record.DONE
+    with monkeypatch.context() as patch:
+        patch.setattr(hooks.Record, "before_val_epoch", lambda self, runner: killed() if runner.epoch == 2 else None)
+        patch.setattr(hooks.Record, "val_began", 0.0, raising=False)
+        with pytest.raises(Killed):
+            start(made, tmp_path / "run")
+    assert list(History.of(tmp_path / "run").validations) == [1]
+    assert go_on(tmp_path / "run") == record.DONE
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
 def test_an_average_means_the_same_at_another_batch_size_and_accumulated(plan: Plan, tmp_path: Path) -> None:
     """The share of the beginning that is left after an epoch of 64 images: (1 - 0.1) ** (64 / 16) of it at any batch.
 

@@ -211,13 +211,14 @@ def opening(made: Plan) -> list[str]:
     recipe, data, scaling, s = made.recipe, made.data, made.scaling, made.settings
     sizes = " → ".join(str(px) for _, px in recipe.resolutions_px)
     colours = "" if made.channels == 3 else ", grey"
+    updates = f" ({number(-(-made.steps // s.accumulation), 'update')})" if s.accumulation > 1 else ""
     lines = [
         f"{made.name} · spec {made.spec_id} · recipe {recipe.name}: {number(recipe.epochs, 'epoch')} at {sizes} px"
         f"{colours}, {recipe.optimizer}, {recipe.schedule}",
         f"data {common.short(Path(data['root']))}: {data['train_count']:,} training and {data['val_count']:,} "
         f"validation images, {len(data['classes'])} classes",
         f"learning rate {scaling.arithmetic} · batch {scaling.batch_arithmetic} · "
-        f"{number(made.iterations, 'step')} an epoch, {made.steps:,} in all{last_batch(made)}",
+        f"{number(made.iterations, 'step')} an epoch, {made.steps:,} in all{updates}{last_batch(made)}",
         schedule_line(made),
     ]
     if s.precise_images:

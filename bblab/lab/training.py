@@ -376,8 +376,10 @@ def resume(
         raise BblabError(f"{folder} is being trained now", hint="wait for it, or stop it first")
     if wanted.data is None:
         _data_is_there(made)
-    made = _with_data(made, wanted)
+    before, made = made.data["hash"], _with_data(made, wanted)
     lines = goes_on_from(folder, made)
+    if made.data["hash"] != before:
+        lines.append(f"some images in {made.data['root']} are not what they were: from here on the run is another")
     write_plan(folder, made)
     if on_start is not None:
         on_start(made, lines)
@@ -399,19 +401,22 @@ def goes_on_from(folder: Path, made: Plan) -> list[str]:
 
 
 def _with_data(made: Plan, wanted: Wanted) -> Plan:
-    """The plan with the data as it is now, which must be what the run began with. Raises BblabError."""
+    """The plan with the data as it is now: as many images of the same classes as when the run began, or BblabError.
+
+    In another folder they must be the very same.
+    """
     from bblab.pretraining import data
 
     root, lists = Path(wanted.data or made.data["root"]), (wanted.ann_train, wanted.ann_val)
     if wanted.data is None and made.data["layout"] == "annotations":
         lists = (root / made.data["ann_train"], root / made.data["ann_val"])
     info = data.fingerprint(root, lists[0], lists[1], places.cache_dir())
-    if info.hash != made.data["hash"]:
-        counts = f"{info.train_count:,} + {info.val_count:,} images"
-        before = f"{made.data['train_count']:,} + {made.data['val_count']:,}"
+    counts, before = ((d.train_count, d.val_count, d.classes) for d in (info, data.DataInfo.from_json(made.data)))
+    if info.hash != made.data["hash"] and (wanted.data is not None or counts != before):
         raise BblabError(
-            f"{info.root} is not the data that this run began with: {counts}, fingerprint {info.hash[:12]}; it began "
-            f"with {before}, {made.data['hash'][:12]}",
+            f"{info.root} is not the data that this run began with: {counts[0]:,} + {counts[1]:,} images in "
+            f"{len(counts[2])} classes, fingerprint {info.hash[:12]}; it began with {before[0]:,} + {before[1]:,} in "
+            f"{len(before[2])}, {made.data['hash'][:12]}",
             hint="put the images back; or begin a new run for other data (--weights FILE begins from this one's)",
         )
     info.require_sound()

@@ -94,8 +94,10 @@ class Training(Hook):
         self.saving.before_train(runner)
         if runner.epoch == 0 or self.saving.is_inside:
             return
-        score = record.History.of(Path(runner.work_dir)).validations.get(runner.epoch)
+        history = record.History.of(Path(runner.work_dir))
+        score = history.validations.get(runner.epoch)
         if runner.val_loop is not None and score is None:  # killed between a checkpoint and its validation
+            self.record.last = dict(history.epochs.get(runner.epoch, {}))
             runner.val_loop.run()
         elif score is not None:  # killed after it
             self._scored(runner, score.get("top1_percent"))
@@ -532,10 +534,11 @@ class Record:
             **{k: round(float(v), 4) for k, v in values.items() if v is not None},  # counted in float32 there
         )
         told = record.read_progress(Path(runner.work_dir))
+        told = {"epoch": runner.epoch, "epochs": runner.max_epochs, **told}  # there may be none yet
         told |= {"top1_percent": values["top1_percent"], "validated_epoch": runner.epoch, "epoch_bad_val_images": bad}
         if self.last:
             told |= {"epoch_s": self.last["epoch_s"], "epoch_loss": self.last["train_loss"]}
-            told |= {f"epoch_{key}": self.last[key] for key in ("images_per_s", "wait_share", "bad_images")}
+            told |= {f"epoch_{key}": self.last.get(key, 0) for key in ("images_per_s", "wait_share", "bad_images")}
         record.write_progress(Path(runner.work_dir), told)
 
 

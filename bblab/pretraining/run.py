@@ -150,7 +150,10 @@ def make_runner(plan: Plan, folder: Path, newest: Path | None = None) -> Any:
         # mmengine's own start would ask for a CUDA device, also with gloo.
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo")
-    return Runner.from_cfg(config)
+    runner = Runner.from_cfg(config)
+    # mmengine's warning of gradients that a resumed run loses: they are in the checkpoint.
+    runner.logger.addFilter(lambda line: "Resumed iteration number is not divisible" not in line.getMessage())
+    return runner
 
 
 def _room(plan: Plan, folder: Path, runner: Any) -> None:
