@@ -50,6 +50,19 @@ def make_net(reference: str, *, device: str | None = None) -> nn.Module:
         return models.get_model(name, weights=None, **extra).eval()
 
 
+def classifier(net: nn.Module) -> tuple[str, ...]:
+    """Prefixes of the tensors that give a net's scores; none where the library does not say and no layer is linear."""
+    from torch import nn
+
+    named = (getattr(net, "pretrained_cfg", None) or {}).get("classifier")  # timm
+    if not named and hasattr(net, "backbone") and hasattr(net, "head"):  # mmpretrain
+        named = "head"
+    if not named:
+        named = next((name for name, m in reversed(list(net.named_modules())) if isinstance(m, nn.Linear)), "")
+    names = [named] if isinstance(named, str) else named
+    return tuple(f"{name}." for name in names if name)
+
+
 def _import_library(name: str) -> Any:
     import importlib
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -143,9 +144,21 @@ def _draw(done: HandOver) -> None:
         markup=False,
         soft_wrap=True,
     )
+    _draw_carried(manifest)
     frozen = manifest["freeze"]
     if frozen["epochs"]:
         out.print(f"frozen    until epoch {frozen['epochs']}, then {', '.join(frozen['layers'])} learn", markup=False)
+
+
+def _draw_carried(manifest: Mapping[str, Any]) -> None:
+    """What became of the weights' head, and the images that they were trained on."""
+    told = manifest["provenance"]
+    if told.get("head_left_out"):
+        text = f"{'':<9} the file's head is left out ({told['head_left_out']}): a tracker takes maps"
+        common.console().print(text, markup=False, soft_wrap=True, style="dim")
+    if told.get("trained_on"):
+        text = f"{'':<9} trained on images as {told['trained_on']}: mean and deviation are set to that"
+        common.console().print(text, markup=False, soft_wrap=True, style="dim")
 
 
 def _draw_device(done: HandOver) -> None:
@@ -166,6 +179,7 @@ def _draw_device(done: HandOver) -> None:
             size = common.megabytes(row["bytes"]) if tap == next(iter(row["max_rel_error"])) else ""
             table.add_row(row["file"] if size else "", ", ".join(roles) if size else "", tap, maps, percent, size)
     out.print(table)
+    _draw_carried(manifest)
     checked = manifest["checked"]
     are = "photos" if checked["are_photos"] else "made-up images"
     out.print(

@@ -31,7 +31,9 @@ def import_(
     keys_of: Annotated[
         str | None,
         typer.Option(
-            "--as", metavar="NET", help="Whose keys the file has, where it does not say: timm:NAME or a spec."
+            "--as",
+            metavar="NET",
+            help="Whose keys the file has: timm:NAME or a spec; nanotrack: its tracker's.",
         ),
     ] = None,
     inherit: Annotated[
@@ -101,6 +103,8 @@ def _draw(result: Imported) -> None:
 def lines(result: Imported) -> list[str]:
     """What a person reads of an import, without its notes."""
     if result.verdict == "same_spec":
+        if result.tracker:
+            return [f"backbone of {result.tracker}: loaded by name, {len(result.state)} tensors"]
         return ["the file was written for this very spec: loaded by name"]
     if result.verdict != "inherited":
         head = "with the head" if result.has_head else "without a head"

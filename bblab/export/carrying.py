@@ -40,29 +40,31 @@ def random(spec: ArchSpec, kinds: Mapping[str, BlockInfo], seed: int = 0) -> Car
 def from_file(
     path: Path | str, spec: ArchSpec, kinds: Mapping[str, BlockInfo], extra: Mapping[str, Any] | None = None
 ) -> Carried:
-    """A weight file in the spec's train form.
+    """A weight file in the spec's train form. A tracker takes maps: a head of another size is left out and said.
 
     Raises BblabError for a file that cannot be read, is fused, or is of another spec, with keys and shapes.
     """
     from bblab import build
-    from bblab.weights import files
+    from bblab.weights import files, sources, trackers
 
     found = files.read(path)
     module = build.build(spec, kinds)
     wanted = files.shapes_of(module)
-    backbone = {k: v for k, v in wanted.items() if not k.startswith("head.")}
+    backbone = {k: v for k, v in wanted.items() if not k.startswith(files.HEAD)}
     _refuse_fused(found, backbone, spec)
-    state, prefix = files.fit_keys(found.state, wanted)
-    if not any(key in state for key in backbone):
-        state, prefix = _own_export(found.state, wanted)
-    later = _later_stages(spec)
-    wrong = [w for w in files.problems(state, backbone) if not w.startswith(later)]
-    if wrong:
-        raise BblabError(_other_spec(wrong, found, path, spec), hint=_how_to_import(spec, path))
-    state, notes = files.clean(state, str(path))
-    module.load_state_dict(state, strict=False)
+    fit = sources.named(found.state, spec, wanted, optional=_later_stages(spec))
+    if fit.wrong:
+        raise BblabError(_other_spec(list(fit.wrong), found, path, spec), hint=_how_to_import(spec, path))
+    state, notes = files.clean(fit.state, str(path))
     warnings = list(notes)
     ours = found.metadata if found.is_ours else {}
+    images = fit.layout.images if fit.layout is not None else trackers.Images.from_json(ours.get("images", ""))
+    pixels: dict[str, Any] = {}
+    if images is not None:
+        state = _in_rgb(state, spec) if images.is_bgr else state
+        mean, std = (list(reversed(v)) if images.is_bgr else list(v) for v in (images.mean, images.std))
+        pixels = {"mean": mean, "std": std, "trained_on": str(images)}
+    module.load_state_dict(state, strict=False)
     written_for = ours.get("spec_id", "")
     if written_for and written_for != spec.spec_id:
         warnings += differences(ours.get("spec", ""), spec)
@@ -72,22 +74,32 @@ def from_file(
         "sha256": found.sha256,
         "content_sha256": ours.get("content_sha256"),
         "wrapper": found.wrapper or None,
-        "prefix": prefix or None,
+        "prefix": fit.prefix or None,
         "written_for_spec": written_for or None,
         "is_random": False,
         "imported_from": ours.get("source") or None,
+        "head_left_out": fit.other_head or None,
+        **pixels,
         **(extra or {}),
     }
     return Carried(module.eval(), provenance, tuple(warnings))
 
 
-def _own_export(state: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
-    """The keys of an exported module, or of a tracker trained with one: stages under another prefix."""
-    from bblab.weights import files
+def _in_rgb(state: Mapping[str, Tensor], spec: ArchSpec) -> dict[str, Tensor]:
+    """Weights that were trained on BGR, for a net that is fed RGB: the layers that read the image, their inputs turned.
 
-    stages = {key.removeprefix("stages."): key for key in wanted if key.startswith("stages.")}
-    fitted, prefix = files.fit_keys(state, {short: wanted[key] for short, key in stages.items()})
-    return {stages[short]: tensor for short, tensor in fitted.items()}, prefix
+    Raises BblabError where no such layer is found.
+    """
+    first = f"stages.{spec.stages[0].name}.0." if spec.stages else ""
+    turned = {
+        k: t.flip(1).contiguous() for k, t in state.items() if k.startswith(first) and t.dim() == 4 and t.shape[1] == 3
+    }
+    if not first or not turned:
+        raise BblabError(
+            f"the weights were trained on BGR images, and no convolution of {spec.name} is seen that reads the image",
+            hint="give weights that were trained on RGB",
+        )
+    return {**state, **turned}
 
 
 def _later_stages(spec: ArchSpec) -> tuple[str, ...]:

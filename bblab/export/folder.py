@@ -440,6 +440,8 @@ def provenance_lines(provenance: Mapping[str, Any]) -> list[str]:
         "data": "data {}",
         "imported_from": "from: {}",
         "written_for_spec": "written for spec {}",
+        "head_left_out": "without the file's head: {}",
+        "trained_on": "trained on images as {}",
         "sha256": "sha256 {}",
     }
     for key, text in words.items():

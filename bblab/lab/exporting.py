@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bblab.export.carrying import Carried
     from bblab.export.fitting import Change
     from bblab.export.folder import Export
+    from bblab.export.target import Target
     from bblab.lab import Lab
     from bblab.store import Run
 
@@ -80,7 +81,7 @@ def hand_over(
         found = change.after
         match, wrong = fitting.problems(chosen, variant, found)
         assert not wrong, wrong
-    carried = _carried(lab, spec, run, weights, change)
+    carried = _fed(_carried(lab, spec, run, weights, change), chosen, variant)
     with_name = replace(spec, name=Path(spec.name).name)
     files, manifest = folder.contents(
         chosen, variant, with_name, lab.kinds, found, match, carried, code_version=code_version()
@@ -233,6 +234,23 @@ def _carried(
             edits = " ".join(f"--set {e}" for e in change.edits)
             raise BblabError(f"after {edits} the weights no longer load: {error.message}", hint=error.hint) from None
         raise
+
+
+def _fed(carried: Carried, chosen: Target, variant: str) -> Carried:
+    """The weights for a trainer that normalises its images itself: what it takes out stays, a difference is said."""
+    from bblab.weights.trackers import IMAGENET
+
+    own = chosen.variants[variant].values if variant else {}
+    trained_on = carried.provenance.get("trained_on")
+    if trained_on is None or dict(own).get("input", chosen.input) == "bgr255":
+        return carried
+    kept = {k: v for k, v in carried.provenance.items() if k not in ("mean", "std", "trained_on")}
+    if trained_on == str(IMAGENET):
+        return replace(carried, provenance={**kept, "trained_on": trained_on})
+    said = (
+        f"the weights were trained on images as {trained_on}, {chosen.name} feeds {IMAGENET}: their first layer sees "
+    )
+    return replace(carried, provenance=kept, warnings=(*carried.warnings, f"{said}other numbers than it learned"))
 
 
 def _of_run(lab: Lab, run_id: int) -> tuple[Path, dict[str, Any]]:

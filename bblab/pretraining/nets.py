@@ -123,12 +123,13 @@ def frozen_modules(net: nn.Module, spec: ArchSpec, until: str | None) -> list[nn
 
 
 def fitting(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
-    """The weights without a head of another width: a new task's head begins anew."""
-    wanted = {k: tuple(v.shape) for k, v in net.state_dict().items()}
-    head = {k: v for k, v in state.items() if k.startswith("head.")}
-    if all(k in wanted and tuple(v.shape) == wanted[k] for k, v in head.items()):
+    """The weights under the net's own keys: `bblab import` writes another library's net without the part it is cut to.
+
+    A head of another size is left out by `fill`: a new task's head begins anew.
+    """
+    if not isinstance(net, LibraryNet) or net.cut is None:
         return dict(state)
-    return {k: v for k, v in state.items() if not k.startswith("head.")}
+    return {f"cut.{k}" if k.startswith("net.") else k: v for k, v in state.items()}
 
 
 MEMORIES = 10

@@ -19,6 +19,7 @@ from bblab.weights.files import content_hash, load, save
 from bblab.weights.inheriting import Leftover
 from bblab.weights.matching import Match, Misfit, Net, NoMatch, match
 from bblab.weights.sources import Kinds, Source, is_peer, net_of
+from bblab.weights.trackers import IMAGENET, Images
 
 __all__ = [
     "Imported",
@@ -47,7 +48,8 @@ class Imported:
     verdict: `equal` (outputs equal within rounding), `equal_but_eps` (equal once the norms' epsilon is),
     `same_spec` (the file was written for this very spec), `inherited` (as much as fits after an edit).
     max_rel_diff: of the outputs with random weights; for `inherited`, new against old with these weights; null where
-    it could not be taken (`notes` say why).
+    it could not be taken (`notes` say why). tracker: the trained tracker that the file holds, and the code whose names
+    its keys are. images: what the weights were trained on, where that is known.
     """
 
     name: str
@@ -63,6 +65,8 @@ class Imported:
     num_layers: int | None = None
     has_head: bool = False
     compared_at: tuple[tuple[str, str], ...] = ()
+    tracker: str = ""
+    images: Images | None = None
     params_inherited_ratio: float = 1.0
     params_set_ratio: float = 0.0
     macs_inherited_ratio: float = 1.0
@@ -88,6 +92,8 @@ class Imported:
             "num_layers": self.num_layers,
             "has_head": self.has_head,
             "compared_at": [{"here": a, "there": b} for a, b in self.compared_at],
+            "tracker": self.tracker or None,
+            "images": None if self.images is None else self.images.to_json(),
             "params_inherited_ratio": self.params_inherited_ratio,
             "params_set_ratio": self.params_set_ratio,
             "macs_inherited_ratio": self.macs_inherited_ratio,
@@ -127,14 +133,19 @@ def bring(
         if random:
             raise BblabError("--random is for another library's net", hint="a file has its own weights")
         taken = sources.from_file(source, spec, kinds, keys_of=keys_of)
+    if taken.images not in (None, IMAGENET):
+        said = (
+            f"trained on {taken.images}; bblab's recipes feed {IMAGENET}; bblab export keeps what these were trained on"
+        )
+        taken = replace(taken, notes=(*taken.notes, said))
     if inherit:
-        return _inherited(spec, kinds, taken, seed)
+        return replace(_inherited(spec, kinds, taken, seed), tracker=taken.tracker, images=taken.images)
     if taken.form == "deploy":
         raise BblabError(
             f"{taken.label} holds the deploy form of {taken.net.label}: its branches are fused",
             hint="--inherit puts each fused kernel into one branch and silences the others",
         )
-    return _matched(spec, kinds, taken, seed)
+    return replace(_matched(spec, kinds, taken, seed), tracker=taken.tracker, images=taken.images)
 
 
 def _matched(spec: ArchSpec, kinds: Kinds, taken: Source, seed: int) -> Imported:
@@ -143,7 +154,7 @@ def _matched(spec: ArchSpec, kinds: Kinds, taken: Source, seed: int) -> Imported
     if from_spec is not None and from_spec.spec_id == spec.spec_id:
         state = dict(taken.net.module.state_dict())
         has_head = spec.head is not None and taken.has_head
-        if not has_head:
+        if not has_head and not spec.library:
             state = {k: v for k, v in state.items() if not k.startswith("head.")}
         return Imported(*about, "same_spec", 0.0, has_head=has_head, notes=taken.notes, state=_keyed(spec, state))
     ours = net_of(spec, kinds, seed=seed)
@@ -153,7 +164,9 @@ def _matched(spec: ArchSpec, kinds: Kinds, taken: Source, seed: int) -> Imported
         found = replace(found, keys=kept, has_head=False)
     notes = [*taken.notes, *found.notes]
     if spec.head is not None and taken.has_head and not found.has_head:
-        notes.append("the heads differ: the head's weights are left out")
+        counts = [s.head.out for s in (from_spec, spec) if s is not None and s.head is not None]
+        differ = f" ({counts[0]} classes there, {counts[1]} here)" if len(set(counts)) == 2 else ""
+        notes.append(f"the heads differ{differ}: the head's weights are left out")
     return Imported(
         *about,
         found.verdict,
@@ -178,8 +191,12 @@ def _inherited(spec: ArchSpec, kinds: Kinds, taken: Source, seed: int) -> Import
         )
     old = taken.net
     train = old if taken.form == "train" else net_of(old_spec, kinds)
-    result = inheriting.inherit(net_of(spec, kinds, seed=seed), old, train.module, has_head=taken.has_head)
+    heads = [s.head and s.head.out for s in (old_spec, spec)]
+    has_head = taken.has_head and (None in heads or heads[0] == heads[1])
+    result = inheriting.inherit(net_of(spec, kinds, seed=seed), old, train.module, has_head=has_head)
     notes = [*taken.notes, *result.notes]
+    if has_head != taken.has_head:
+        notes.append(f"the file's head is left out: {heads[0]} classes in the file, {heads[1]} here")
     if result.max_rel_diff is None:
         notes.append(f"outputs not compared: {result.no_difference_because}")
     return Imported(
@@ -190,7 +207,7 @@ def _inherited(spec: ArchSpec, kinds: Kinds, taken: Source, seed: int) -> Import
         taken.sha256,
         "inherited",
         result.max_rel_diff,
-        has_head=spec.head is not None and old_spec.head is not None and taken.has_head,
+        has_head=spec.head is not None and old_spec.head is not None and has_head,
         params_inherited_ratio=result.params_inherited_ratio,
         params_set_ratio=result.params_set_ratio,
         macs_inherited_ratio=result.macs_inherited_ratio,
@@ -208,7 +225,11 @@ def _keyed(spec: ArchSpec, state: Mapping[str, Any]) -> dict[str, Any]:
 def metadata(spec: ArchSpec, imported: Imported) -> dict[str, str]:
     """What a weight file says about itself."""
     result = {k: v for k, v in imported.to_json().items() if k not in ("path", "run_id", "random", "content_sha256")}
+    known = {} if imported.images is None else {"images": json.dumps(imported.images.to_json())}
+    if imported.tracker:
+        known["tracker"] = imported.tracker
     return {
+        **known,
         "name": spec.name,
         "spec_id": spec.spec_id,
         "spec": spec.canonical,
@@ -222,14 +243,17 @@ def metadata(spec: ArchSpec, imported: Imported) -> dict[str, str]:
 
 
 def fill(module: Any, state: Mapping[str, Any], where: str = "the weights") -> tuple[str, ...]:
-    """Load weights into a built module; the names of head tensors that stay random (a file may have no head).
+    """Load weights into a built module; the names of head tensors that stay random.
 
-    Raises RunError, and changes nothing, where anything else is absent, has another shape, or is too many.
+    A file may have no head, and a head of another size is left out. Raises RunError, and changes nothing, where
+    anything else is absent, has another shape, or is too many.
     """
     from bblab.weights import files
 
     wanted = files.shapes_of(module)
-    head = () if any(k.startswith("head.") for k in state) else ("head.",)
+    if files.other_head(state, wanted):
+        state = files.without_head(state)
+    head = () if any(k.startswith(files.HEAD) for k in state) else (files.HEAD,)
     wrong = files.problems(state, wanted, optional=head)
     wrong += [f"{k}: the net has no such tensor" for k in state if k not in wanted]
     if wrong:

@@ -26,6 +26,8 @@ State = dict[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
 
 FORMAT = "bblab-weights-1"
+HEAD = "head."
+"""Where a spec's classifier is in a state dict."""
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "module", "net")
 """Keys under which trainers keep the weights, the best first. timm's `state_dict_ema` is the average that its
 evaluation uses; mmengine's `state_dict` is the average already, its `ema_state_dict` the raw weights."""
@@ -92,7 +94,7 @@ def read(path: Path | str) -> WeightFile:
             f"{path} is neither a safetensors file nor a torch checkpoint (it begins with {start[:8]!r})",
             hint="give the .safetensors, .pth or .pt file itself, not an archive or a web page around it",
         )
-    state, wrapper, others = _unwrap(_read_checkpoint(path), path)
+    state, wrapper, others = _unwrap(unpickled(path), path)
     return WeightFile(path, state, {}, digest.hexdigest(), wrapper, others)
 
 
@@ -112,9 +114,13 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
         raise BblabError(f"{path} cannot be read: {error}", hint="check the file and its permissions") from None
 
 
-def _read_checkpoint(path: Path) -> Any:
+def unpickled(path: Path) -> Any:
+    """Content of a torch checkpoint: tensors, plain data and numpy's numbers, and nothing that could run code.
+
+    Trackers' trainers keep the optimizer's learning rate as a numpy.float64. Raises BblabError for anything else.
+    """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(numpy_numbers()):
             warnings.simplefilter("ignore")  # torch's doubts about a pickle that is then read, or refused in words
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -130,6 +136,20 @@ def _read_checkpoint(path: Path) -> Any:
         if "TorchScript" in str(error):
             hint = "a TorchScript archive: torch.save(torch.jit.load(IN).state_dict(), OUT) where you trust it"
         raise BblabError(f"{path} is no whole torch checkpoint: {said}", hint=hint) from None
+
+
+def numpy_numbers() -> list[Any]:
+    """What a pickled numpy number names: its constructor (under both names that numpy gave it) and its type.
+
+    Types that could hold objects are not among them, nor are arrays.
+    """
+    import numpy as np
+
+    made: Any = np.float64(0).__reduce__()[0]  # numpy's own `scalar`
+    numbers = (np.bool_, np.integer, np.floating, np.complexfloating)
+    kinds = {type(np.dtype(t)) for t in np.sctypeDict.values() if issubclass(t, numbers)}
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [*((made, name) for name in names), np.dtype, *sorted(kinds, key=str)]
 
 
 def _unwrap(value: Any, path: Path) -> tuple[State, str, tuple[str, ...]]:
@@ -207,6 +227,42 @@ def problems(state: Mapping[str, Tensor], wanted: Shapes, *, optional: Iterable[
         elif tuple(state[key].shape) != shape:
             found.append(f"{key}: {_shape(shape)} here, {_shape(state[key].shape)} in the file")
     return found
+
+
+def other_head(state: Mapping[str, Tensor], wanted: Shapes) -> str:
+    """How the head of `state` differs from that of `wanted`, in words; "" where it fits, or `state` has none."""
+    given = {k: tuple(v.shape) for k, v in state.items() if k.startswith(HEAD)}
+    asked = {k: v for k, v in wanted.items() if k.startswith(HEAD)}
+    if not given or all(asked.get(k) == shape for k, shape in given.items()):
+        return ""
+    counts = [_num_classes(side) for side in (given, asked)]
+    if not asked:
+        return f"{counts[0]} classes in the file, no head here"
+    if None not in counts and counts[0] != counts[1]:
+        return f"{counts[0]} classes in the file, {counts[1]} here"
+    name = next(k for k, shape in given.items() if asked.get(k) != shape)
+    there = _shape(asked[name]) if name in asked else "not there"
+    return f"{name}: {there} here, {_shape(given[name])} in the file"
+
+
+def without_head(state: Mapping[str, Tensor]) -> State:
+    return {k: v for k, v in state.items() if not k.startswith(HEAD)}
+
+
+def _num_classes(shapes: Shapes) -> int | None:
+    """Rows of the head's last matrix (a linear layer or a 1x1 convolution)."""
+    last = [shape for shape in shapes.values() if len(shape) >= 2]
+    return last[-1][0] if last else None
+
+
+def groups(keys: Iterable[str]) -> str:
+    """Tensors by the module that they belong to: "neck (6), ban_head (64)"."""
+    counts: dict[str, int] = {}
+    for key in keys:
+        name = key.removeprefix("module.").partition(".")[0]
+        counts[name] = counts.get(name, 0) + 1
+    shown = [f"{name} ({count})" for name, count in counts.items()]
+    return ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
 
 
 def _shape(shape: Iterable[int]) -> str:

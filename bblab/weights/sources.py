@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from bblab import build, library
 from bblab.errors import BblabError, RunError, near
 from bblab.installing import how_to_install
 from bblab.spec import LIBRARIES, MAX_CHANNELS, MAX_ROWS, ArchSpec, Arg, BlockInfo, Row, Stage, Tracker
-from bblab.weights import files
+from bblab.weights import files, trackers
 from bblab.weights.matching import Net
 
 Kinds = Mapping[str, BlockInfo]
@@ -31,7 +31,8 @@ PEERS = (*LIBRARIES, "mmpretrain")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Weights in a net that can run them. `form`: deploy for a file of a fused net."""
+    """Weights in a net that can run them. `form`: deploy for a file of a fused net. `tracker`: whose keys it had, and
+    the code that says so. `images`: what it was trained on, where that is known."""
 
     net: Net
     label: str
@@ -40,6 +41,8 @@ class Source:
     form: Form = "train"
     has_head: bool = True
     notes: tuple[str, ...] = ()
+    tracker: str = ""
+    images: trackers.Images | None = None
 
 
 # ---------------------------------------------------------------------------------------------- our own nets
@@ -255,13 +258,10 @@ def from_file(path: Path | str, spec: ArchSpec, kinds: Kinds, *, keys_of: ArchSp
     label = found.path.name
     if isinstance(keys_of, str):
         given = peer(keys_of, pretrained=False)
-        fitted, prefix = files.fit_keys(state, files.shapes_of(given.net.module))
-        wrong = files.problems(fitted, files.shapes_of(given.net.module))
-        if wrong:
-            raise _unfit(found.path, keys_of, wrong, state)
+        fitted, has_head, more = _in_peer(state, given.net.module, found.path, keys_of)
         given.net.module.load_state_dict(fitted, strict=False)
-        notes += _spare(state, fitted, prefix)
-        return Source(given.net, f"{label} as {keys_of}", given.version, found.sha256, notes=tuple(notes))
+        as_named = f"{label} as {keys_of}"
+        return Source(given.net, as_named, given.version, found.sha256, has_head=has_head, notes=(*notes, *more))
     if keys_of is None and found.is_ours:
         name = found.metadata.get("name", label)
         keys_of = spec_from(files.spec_of(found.metadata, found.path), name, kinds)
@@ -271,37 +271,132 @@ def from_file(path: Path | str, spec: ArchSpec, kinds: Kinds, *, keys_of: ArchSp
     version = f"bblab {found.metadata.get('bblab', '')}".strip() if found.is_ours else ""
     if target.library:
         given = peer(target.library, pretrained=False)
-        fitted, _ = files.fit_keys(state, files.shapes_of(given.net.module))
-        if wrong := files.problems(fitted, files.shapes_of(given.net.module)):
-            raise _unfit(found.path, target.name, wrong, state)
+        fitted, has_head, more = _in_peer(state, given.net.module, found.path, target.name)
         given.net.module.load_state_dict(fitted, strict=False)
         net = Net(target.name, given.net.module, given.net.run, target.input, spec=target)
-        return Source(net, label, version, found.sha256, notes=tuple(notes))
-    wrong, form = [], "train"
+        return Source(net, label, version, found.sha256, has_head=has_head, notes=(*notes, *more))
+    fit, form = None, "train"
     for form in ("train", "deploy"):
-        wanted = shapes(target, kinds, form)  # type: ignore[arg-type]
-        fitted, prefix = files.fit_keys(state, wanted)
-        head = ("head.",) if not any(k.startswith("head.") for k in fitted) else ()
-        now = files.problems(fitted, wanted, optional=head)
-        if not now:
+        now = named(state, target, shapes(target, kinds, form))  # type: ignore[arg-type]
+        if fit is None or len(now.wrong) < len(fit.wrong):
+            fit = now
+        if not now.wrong:
             break
-        if not wrong or len(now) < len(wrong):
-            wrong = now
-    else:
-        raise _unfit(found.path, target.name, wrong, state, is_guess=keys_of is None)
+    assert fit is not None
+    if fit.wrong:
+        raise _unfit(found.path, target.name, fit.wrong, state, is_guess=keys_of is None)
     net = net_of(target, kinds, form=form)  # type: ignore[arg-type]
-    net.module.load_state_dict(fitted, strict=False)
-    if head and target.head is not None:
+    net.module.load_state_dict(fit.state, strict=False)
+    has_head = any(k.startswith(files.HEAD) for k in fit.state)
+    if fit.other_head:
+        notes.append(f"the file's head is left out: {fit.other_head}")
+    elif not has_head and target.head is not None:
         notes.append("the file has no head: the head's weights are left out")
-    notes += _spare(state, fitted, prefix)
-    return Source(net, label, version, found.sha256, form, not head, tuple(notes))  # type: ignore[arg-type]
+    notes += fit.notes
+    images = trackers.Images.from_json(found.metadata.get("images", "")) if found.is_ours else None
+    tracker = found.metadata.get("tracker", "") if found.is_ours else ""
+    if fit.layout is not None:
+        images, tracker = fit.layout.images, f"{fit.layout.name} ({fit.layout.source})"
+    return Source(net, label, version, found.sha256, form, has_head, tuple(notes), tracker, images)  # type: ignore[arg-type]
 
 
-def _spare(state: Mapping[str, Tensor], fitted: Mapping[str, Tensor], prefix: str) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A file's tensors under the keys of a net, and how they were found.
+
+    wrong: what does not fit, in words, without the head. other_head: why the file's head was left out. layout: the
+    tracker whose names the keys had.
+    """
+
+    state: Mapping[str, Tensor]
+    prefix: str
+    wrong: tuple[str, ...]
+    other_head: str = ""
+    layout: trackers.Layout | None = None
+    notes: tuple[str, ...] = ()
+
+
+def named(
+    state: Mapping[str, Tensor], spec: ArchSpec, wanted: files.Shapes, *, optional: tuple[str, ...] = ()
+) -> Named:
+    """`state` under a spec's keys: as bblab writes them, as an exported module has them, or as its tracker names them.
+
+    The first that fits, else the one with the fewest tensors that do not. A head of another size is left out, and
+    with it what does not fit of `optional` (beginnings of keys).
+    """
+    best: Named | None = None
+    for layout, keys in _namings(spec, wanted):
+        fitted, prefix = files.fit_keys(state, {theirs: wanted[ours] for ours, theirs in keys.items()})
+        mine = {ours: fitted[theirs] for ours, theirs in keys.items() if theirs in fitted}
+        has_head = any(k.startswith(files.HEAD) for k in mine)
+        head = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(f"{prefix}{files.HEAD}")}
+        other = files.other_head(head if layout is None else {}, wanted)
+        if other:
+            mine = files.without_head(mine)
+        mine = {k: v for k, v in mine.items() if not k.startswith(optional) or tuple(v.shape) == wanted[k]}
+        free = (*optional, files.HEAD) if other or not has_head else optional
+        wrong = tuple(files.problems(mine, wanted, optional=free))
+        if best is None or len(wrong) < len(best.wrong):
+            notes = _spare(state, {keys[ours] for ours in mine}, prefix)
+            if layout is not None:
+                notes += _more_of_it(state, fitted, prefix, spec, layout)
+            best = Named(mine, prefix, wrong, other, layout, tuple(notes))
+        if not wrong:
+            break
+    assert best is not None
+    return best
+
+
+def _namings(spec: ArchSpec, wanted: files.Shapes) -> Iterator[tuple[trackers.Layout | None, dict[str, str]]]:
+    """Our key -> the file's, for every way in which a file may name them."""
+    yield None, {k: k for k in wanted}
+    yield None, {k: k.removeprefix("stages.") for k in wanted if k.startswith("stages.")}
+    for layout in trackers.LAYOUTS.get(spec.name, ()):
+        yield layout, layout.keys(spec, wanted)
+
+
+def _more_of_it(
+    state: Mapping[str, Tensor], fitted: Mapping[str, Tensor], prefix: str, spec: ArchSpec, layout: trackers.Layout
+) -> list[str]:
+    """A note where the tracker's backbone goes on behind the spec's last layer."""
+    tops = {k.partition(".")[0].rstrip("0123456789") for k in fitted}
+    inner = (k.removeprefix(prefix) for k in state if k.startswith(prefix))
+    rest = [k for k in inner if k not in fitted and k.partition(".")[0].rstrip("0123456789") in tops]
+    if not rest:
+        return []
+    others = [name for name, known in trackers.LAYOUTS.items() if layout in known and name != spec.name]
+    ask = f": is it {' or '.join(others)}?" if others else ""
+    return [f"its backbone goes on where {spec.name} ends ({len(rest)} tensors, from {rest[0]}){ask}"]
+
+
+def _in_peer(
+    state: Mapping[str, Tensor], module: nn.Module, path: Path, label: str
+) -> tuple[files.State, bool, list[str]]:
+    """A file's tensors for another library's net: (state, whether its classifier is among them, notes)."""
+    wanted = files.shapes_of(module)
+    fitted, prefix = files.fit_keys(state, wanted)
+    wrong = files.problems(fitted, wanted)
+    last = library.classifier(module)
+    others = [k for k in wanted if k not in fitted or tuple(fitted[k].shape) != wanted[k]] if wrong else []
+    has_head = True
+    notes: list[str] = []
+    if others and last and all(k.startswith(last) or k.endswith("num_batches_tracked") for k in others):
+        name = next(k for k in others if k.startswith(last))
+        there = "not in the file" if name not in fitted else f"{tuple(fitted[name].shape)[0]} classes in the file"
+        notes.append(f"the classifier {name.rpartition('.')[0]} is left out: {there}, {wanted[name][0]} here")
+        fitted = {k: v for k, v in fitted.items() if k not in others}
+        has_head, wrong = False, []
+    if wrong:
+        raise _unfit(path, label, wrong, state)
+    return fitted, has_head, [*notes, *_spare(state, fitted, prefix)]
+
+
+def _spare(state: Mapping[str, Tensor], taken: Collection[str], prefix: str) -> list[str]:
+    """Where the keys were found, and what of the file was not taken."""
     notes = [f"keys stood under {prefix!r}"] if prefix else []
-    rest = [k for k in state if k.removeprefix(prefix) not in fitted or not k.startswith(prefix)]
+    rest = [k for k in state if not k.startswith(prefix) or k.removeprefix(prefix) not in taken]
     if rest:
-        notes.append(f"{len(rest)} tensors of the file not used: {', '.join(rest[:3])}{', ...' * (len(rest) > 3)}")
+        notes.append(f"{len(rest)} tensors of the file not taken: {files.groups(rest)}")
     return notes
 
 
