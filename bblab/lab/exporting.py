@@ -248,9 +248,10 @@ def _fed(carried: Carried, chosen: Target, variant: str) -> Carried:
     if trained_on == str(IMAGENET):
         return replace(carried, provenance={**kept, "trained_on": trained_on})
     said = (
-        f"the weights were trained on images as {trained_on}, {chosen.name} feeds {IMAGENET}: their first layer sees "
+        f"the weights were trained on images as {trained_on}, {chosen.name} feeds {IMAGENET}: "
+        "their first layer sees other numbers than it learned"
     )
-    return replace(carried, provenance=kept, warnings=(*carried.warnings, f"{said}other numbers than it learned"))
+    return replace(carried, provenance=kept, warnings=(*carried.warnings, said))
 
 
 def _of_run(lab: Lab, run_id: int) -> tuple[Path, dict[str, Any]]:

@@ -134,9 +134,7 @@ def bring(
             raise BblabError("--random is for another library's net", hint="a file has its own weights")
         taken = sources.from_file(source, spec, kinds, keys_of=keys_of)
     if taken.images not in (None, IMAGENET):
-        said = (
-            f"trained on {taken.images}; bblab's recipes feed {IMAGENET}; bblab export keeps what these were trained on"
-        )
+        said = f"trained on images as {taken.images}: bblab export keeps that, bblab's recipes feed {IMAGENET}"
         taken = replace(taken, notes=(*taken.notes, said))
     if inherit:
         return replace(_inherited(spec, kinds, taken, seed), tracker=taken.tracker, images=taken.images)

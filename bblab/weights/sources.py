@@ -284,7 +284,7 @@ def from_file(path: Path | str, spec: ArchSpec, kinds: Kinds, *, keys_of: ArchSp
             break
     assert fit is not None
     if fit.wrong:
-        raise _unfit(found.path, target.name, fit.wrong, state, is_guess=keys_of is None)
+        raise _unfit(found.path, target.name, list(fit.wrong), state, is_guess=keys_of is None)
     net = net_of(target, kinds, form=form)  # type: ignore[arg-type]
     net.module.load_state_dict(fit.state, strict=False)
     has_head = any(k.startswith(files.HEAD) for k in fit.state)
@@ -382,7 +382,7 @@ def _in_peer(
     notes: list[str] = []
     if others and last and all(k.startswith(last) or k.endswith("num_batches_tracked") for k in others):
         name = next(k for k in others if k.startswith(last))
-        there = "not in the file" if name not in fitted else f"{tuple(fitted[name].shape)[0]} classes in the file"
+        there = "not in the file" if name not in fitted else f"{len(fitted[name])} classes in the file"
         notes.append(f"the classifier {name.rpartition('.')[0]} is left out: {there}, {wanted[name][0]} here")
         fitted = {k: v for k, v in fitted.items() if k not in others}
         has_head, wrong = False, []
