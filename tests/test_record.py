@@ -84,7 +84,11 @@ def test_recording_a_log_again_adds_nothing(bblab: Command, lab: Path, train_log
     later = bblab("record", SPEC, "--log", moved, "--metric", "vot2018_eao@9=0.265")  # the score of another epoch
     assert "stored as run 3 " in later.out
     other = bblab("record", "mobileone_k5", "--log", moved)
-    assert "recorded of another net, too: run 1, of mobileone_k5_se" in other.out and "stored as run 4" in other.out
+    assert (
+        other.code == 2 and "this log is recorded as run 1, of mobileone_k5_se" in other.err and "--force" in other.err
+    )
+    forced = bblab("record", "mobileone_k5", "--log", moved, "--force")
+    assert "recorded as run 1, of mobileone_k5_se" in forced.out and "stored as run 4" in forced.out
 
 
 def test_a_grown_log_adds_a_row_that_names_the_one_before(bblab: Command, lab: Path, train_log: Path) -> None:
@@ -269,3 +273,103 @@ def test_a_close_call_is_said(bblab: Command, train_log: Path) -> None:
     train_log.write_text(line.format(i=20, v=0.3, m=0.3) + line.format(i=0, v=0.2, m=0.35))
     ran = bblab("record", SPEC, "--log", train_log, "--stop-if", "total_loss > 0.3 at epoch 1")
     assert ran.code == 0 and "a close call: total_loss was 0.35 as printed last" in ran.out
+
+
+# ---- the hand-over that was trained
+
+
+def handed_over(bblab: Command, folder: Path, spec: str, *edits: str) -> tuple[Path, str]:
+    """A hand-over's folder with a log where its trainer may write it, and the export's ID."""
+    sets = [a for e in edits for a in ("--set", e)]
+    ran = bblab("export", spec, "--for", "nanotrack", "--out", folder, "--json", "-", *sets)
+    assert ran.code == 0, ran.err
+    log = folder / "logs" / "2024" / "train.log"
+    log.parent.mkdir(parents=True)
+    log.write_text(training(FALLING))
+    return log, json.loads(ran.out)["export_id"]
+
+
+def test_a_log_in_a_hand_overs_folder_needs_no_spec_and_no_export(bblab: Command, lab: Path, tmp_path: Path) -> None:
+    log, export_id = handed_over(bblab, tmp_path / "a", "nanotrack")
+    ran = bblab("record", "--log", log, "--metric", "vot2018_eao=0.31")
+    assert (ran.code, ran.err) == (0, "")
+    (run,) = rows(lab, "tracker_training")
+    (score,) = rows(lab, "tracker_score")
+    assert (run.name, run.spec_id) == ("nanotrack", Lab(lab).spec("nanotrack").spec_id)
+    assert [r.inputs["export_id"] for r in (run, score)] == [export_id, export_id]
+    assert run.inputs["export"] == score.inputs["export"] == rows(lab, "export")[0].id
+    assert "already" in bblab("record", "nanotrack", "--log", log).out  # named, it is the same
+
+
+def test_a_log_of_another_net_is_refused_under_a_spec_in_words(bblab: Command, lab: Path, tmp_path: Path) -> None:
+    log, export_id = handed_over(bblab, tmp_path / "a", "nanotrack")
+    wrong = bblab("record", "mobileone_k5_se", "--log", log)
+    assert wrong.code == 2 and "the log is not of mobileone_k5_se" in wrong.err
+    assert "says that nanotrack" in wrong.err and "leave SPEC away" in wrong.err
+    edited = bblab("record", "nanotrack", "--set", "stage2.1.kernel=5", "--log", log)
+    assert edited.code == 2 and "nanotrack as it is now" in edited.err
+    handed_over(bblab, tmp_path / "b", "mobileone_k5_se")
+    other = rows(lab, "export")[0]
+    export = bblab("record", "--log", log, "--export", other.id)
+    assert export.code == 2 and "not of nanotrack" in export.err
+    assert bblab("record", "--log", log, "--export", export_id).code == 0
+    assert bblab("record", "--log", tmp_path / "none.log").code == 2
+    nothing = bblab("record", "--metric", "vot2018_eao=0.3")
+    assert nothing.code == 2 and "which net was trained?" in nothing.err
+    assert len(rows(lab, "tracker_training")) == 1
+
+
+def test_what_was_trained_is_recorded_though_the_spec_was_edited_since(
+    bblab: Command, lab: Path, tmp_path: Path
+) -> None:
+    assert bblab("new", "mine", "--like", "nanotrack").code == 0
+    log, _ = handed_over(bblab, tmp_path / "a", "mine")
+    trained = Lab(lab).spec("mine").spec_id
+    path = lab / "arch_specs" / "mine.yaml"
+    path.write_text(path.read_text().replace("width: 88", "width: 96"))
+    assert Lab(lab).spec("mine").spec_id != trained
+    refused = bblab("record", "mine", "--log", log)
+    assert refused.code == 2 and "mine as it is now" in refused.err
+    assert bblab("record", "--log", log).code == 0
+    (run,) = rows(lab, "tracker_training")
+    assert (run.name, run.spec_id) == ("mine", trained)
+
+
+def test_two_hand_overs_are_two_trainings(bblab: Command, lab: Path, tmp_path: Path) -> None:
+    """Also where a trainer wrote both into one file: the second then begins with the first's lines."""
+    first, _ = handed_over(bblab, tmp_path / "a", "nanotrack")
+    second, _ = handed_over(bblab, tmp_path / "b", "nanotrack", "stage2.1.kernel=5")
+    both = bblab("record", "--log", first, "--log", second)
+    assert both.code == 2 and "the logs are of two hand-overs" in both.err and "record each" in both.err
+    bblab("record", "--log", first)
+    later = {e: v / 2 for e, v in FALLING.items()}
+    second.write_text(training(FALLING) + training(later))
+    ran = bblab("record", "--log", second)
+    assert ran.code == 0 and "the file begins with what is recorded as run" in ran.out
+    assert "goes on" not in ran.out and "resumed" not in ran.out
+    newest, oldest = rows(lab, "tracker_training")
+    assert "continues" not in newest.inputs and newest.spec_id != oldest.spec_id
+    assert [p["total_loss"] for p in newest.result["curve"]][:2] == [0.5, 0.25]
+    second.write_text(training({**FALLING, 11: 0.05}))  # goes on where another net's training ended
+    refused = bblab("record", "--log", second)
+    assert refused.code == 2 and "the log begins with what is recorded as run" in refused.err
+
+
+def test_a_training_that_begins_anew_in_the_same_file_is_not_a_resumed_one(
+    bblab: Command, lab: Path, train_log: Path
+) -> None:
+    bblab("record", SPEC, "--log", train_log)
+    train_log.write_text(train_log.read_text() + training({1: 0.9, 2: 0.8, 3: 0.7}))
+    ran = bblab("record", SPEC, "--log", train_log)
+    assert (
+        ran.code == 0 and "two trainings: one begins anew behind epochs 1 to 10; only the later one is read" in ran.out
+    )
+    newest, _ = rows(lab, "tracker_training")
+    assert "continues" not in newest.inputs and [p["epoch"] for p in newest.result["curve"]] == [1, 2, 3]
+
+
+def test_a_manifest_of_somebody_else_is_not_read(bblab: Command, lab: Path, train_log: Path) -> None:
+    for text in ("{", "[]", '{"format": "bblab-export-1"}', '{"format": 3, "spec": []}'):
+        train_log.with_name("manifest.json").write_text(text)
+        assert bblab("record", SPEC, "--log", train_log, "--json", "-").code == 0
+    assert len(rows(lab, "tracker_training")) == 1

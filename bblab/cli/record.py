@@ -26,7 +26,12 @@ def register(app: typer.Typer) -> None:
 
 
 def record(
-    spec: common.SpecArgument,
+    spec: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SPEC]", help="What was trained; a log in the folder of bblab export --for needs none."
+        ),
+    ] = None,
     log: Annotated[
         list[Path] | None,
         typer.Option(
@@ -58,6 +63,9 @@ def record(
         typer.Option("--stop-if", metavar="RULE", help='"total_loss > 0.25 at epoch 30": exit code 1 where it holds.'),
     ] = None,
     note: Annotated[str, typer.Option("--note", help="A word for yourself, found again by bblab find.")] = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Record a log under SPEC that is recorded of another net already.")
+    ] = False,
     edits: common.SetOption = None,
     json: common.JsonOption = None,
     lab: common.LabOption = None,
@@ -65,7 +73,8 @@ def record(
     """Record the training and the scores of a tracker that was trained elsewhere.
 
     Reads logs of pysot, NanoTrack, siamban, TracKit, SiamDW, STARK, OSTrack, pytracking, video_analyst, siamfc and
-    mmtracking, and the tables of pysot-toolkit, pytracking and got10k. Recording a log again adds what is new.
+    mmtracking, and the tables of pysot-toolkit, pytracking and got10k. Recording a log again adds what is new. A log
+    in the folder that `bblab export --for` wrote is recorded under the spec and the export of its manifest.
     """
     opened = common.open_lab(lab)
     with common.progress_bar(quiet=json == "-") as on_progress:
@@ -80,6 +89,7 @@ def record(
             export=export,
             stop_if=stop_if or (),
             note=note,
+            force=force,
             on_progress=on_progress,
         )
     if json:

@@ -946,7 +946,7 @@ class Lab:
         return replace(found, run_id=run_id)
 
     @_to_stderr
-    def record(self, reference: str | ArchSpec, **what: Any) -> Recorded:
+    def record(self, reference: str | ArchSpec | None = None, **what: Any) -> Recorded:
         """Store a training and scores from outside; see `recording.record`."""
         from bblab.lab import recording
 

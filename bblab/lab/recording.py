@@ -7,8 +7,10 @@ already is recognised (a log by its hash, a score by its value and place) and no
 from __future__ import annotations
 
 import fnmatch
+import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +27,22 @@ if TYPE_CHECKING:
 
 TRAINING = "tracker_training"
 SCORE = "tracker_score"
+MANIFEST = "manifest.json"
 _DIGITS = 6
+_UP = 8
+"""Folders above a log in which a hand-over's manifest is looked for: trainers write a few levels deep."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """The hand-over in whose folder a log lies: what was trained, by its manifest."""
+
+    folder: Path
+    export_id: str
+    name: str
+    spec_id: str
+    canonical: str
+    target: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +96,7 @@ class Recorded:
 
 def record(
     lab: Lab,
-    reference: str | ArchSpec,
+    reference: str | ArchSpec | None = None,
     *,
     edits: Sequence[str] = (),
     logs: Sequence[Path | str] = (),
@@ -90,6 +107,7 @@ def record(
     export: str | None = None,
     stop_if: Sequence[str] = (),
     note: str = "",
+    force: bool = False,
     on_progress: Progress | None = None,
 ) -> Recorded:
     """Store the results of a tracker that was trained elsewhere on this backbone.
@@ -97,11 +115,14 @@ def record(
     `logs`: files of one training, in order of time, and of its evaluation. `scores`: NAME=VALUE, NAME@EPOCH=VALUE, or
     NAME:higher=VALUE for a metric of one's own. `benchmark` names the data of tables that do not say theirs, `tracker`
     (a name or pattern) the rows of a table that are this net's. `export`: the hand-over that was trained. `stop_if`:
-    rules such as "total_loss > 0.25 at epoch 30". Every mistake is told before anything is written. Raises BblabError.
+    rules such as "total_loss > 0.25 at epoch 30". Spec and export are those of the manifest beside or above the logs
+    where there is one; another spec is refused. `force`: record a log although it is recorded of another net. Every
+    mistake is told before anything is written. Raises BblabError.
     """
     from bblab.tracking import gates
 
-    spec = reference if isinstance(reference, ArchSpec) else lab.spec(reference, edits)
+    handed = _handed(logs)
+    spec = _spec(lab, reference, edits, handed)
     if not logs and not scores:
         raise BblabError("nothing to record", hint="give a log (--log train.log), a score (--metric vot2018_eao=0.265)")
     rules = [gates.parse(text) for text in stop_if]
@@ -114,28 +135,29 @@ def record(
     known_scores: list[Run] = []
     if lab.store_path.exists():
         with lab.notebook(read_only=True) as store:
-            exported = None if export is None else _export(store, spec, export)
+            exported = _exported(store, spec, export, handed, notes)
             trainings = store.runs(kind=TRAINING)
             known_scores = store.runs(kind=SCORE, spec_id=spec.spec_id)
     elif export is not None:
         raise BblabError(f"no export {export!r}: this lab has no notebook yet", hint="bblab export SPEC writes one")
-    earlier = [run for run in trainings if run.spec_id == spec.spec_id]
-    log = _read(logs, earlier, on_progress) if logs else None
+    elif handed is not None:
+        notes.append(_not_here(handed))
+    log = _read(logs, trainings, on_progress) if logs else None
+    earlier = [run for run in trainings if run.spec_id == spec.spec_id and _is_of(run, exported, handed)]
     found = stated + (_of_tables(log, benchmark, tracker, epoch, notes) if log is not None else [])
     verdicts = tuple(_judged(rule, log, notes) for rule in rules) if log is not None else ()
     if log is not None:
+        if log.began_anew and len({h.folder for h in map(manifest_above, logs) if h is not None}) > 1:
+            raise BblabError("the logs are two trainings, in two folders", hint="record each training by itself")
         notes += log.notes
-        hashes = {f.sha256 for f in log.files}
-        other = next((r for r in trainings if r.spec_id != spec.spec_id and hashes & _hashes(r)), None)
-        if other is not None:
-            notes.append(f"the same log is recorded of another net, too: run {other.id}, of {other.name}")
+        _refuse_others(log, spec, [run for run in trainings if run not in earlier], handed, force, notes)
 
     same, continued, new_epochs = _compared(log, earlier)
     rows: list[NewRun] = []
     is_new = log is not None and bool(log.epochs) and same is None
     if is_new:
         assert log is not None
-        inputs = _inputs(spec, log, exported, note)
+        inputs = _inputs(spec, log, exported, handed, note)
         if continued is not None:
             inputs["continues"] = continued.id
         gates_said = [_verdict(v) for v in verdicts]
@@ -143,7 +165,7 @@ def record(
     told: list[int] = []
     fresh: list[Score] = []
     for score in found:
-        twin = next((r for r in known_scores if _is_told(score, r, exported)), None)
+        twin = next((r for r in known_scores if _is_told(score, r, exported) and _is_of(r, exported, handed)), None)
         if twin is None:
             fresh.append(score)
         else:
@@ -152,6 +174,7 @@ def record(
     for score in fresh:
         of_training = {"training": same.id} if same is not None else {}
         inputs = {"spec": spec.name, "tracker": score.tracker, "logs": from_log or [], "export": exported, "note": note}
+        inputs |= _of_manifest(handed)
         rows.append(_new(SCORE, spec, {**inputs, **of_training}, _score(score)))
     ids: list[int] = []
     if rows:
@@ -306,6 +329,8 @@ def _compared(log: Log | None, earlier: Sequence[Run]) -> tuple[Run | None, Run 
         before = _hashes(run)
         if not before or not before <= hashes:
             continue
+        if log.began_anew and any(f.sha256 not in before for f in log.files):
+            continue  # behind that run's training the file holds another
         known = {p.get("epoch") for p in run.result.get("curve") or [] if p.get("is_complete")}
         fresh = tuple(e for e in complete if e not in known)
         changed = not fresh and any(f.sha256 not in before for f in log.files) and _differs(log, run)
@@ -323,14 +348,19 @@ def _differs(log: Log, run: Run) -> bool:
     return any(_point(e, log)[k] != v for e in log.epochs if e.epoch in stored for k, v in stored[e.epoch].items())
 
 
-def _inputs(spec: ArchSpec, log: Log, export: Any, note: str) -> dict[str, Any]:
+def _inputs(spec: ArchSpec, log: Log, export: Any, handed: Handed | None, note: str) -> dict[str, Any]:
     return {
         "spec": spec.name,
         "trainer": log.trainer,
         "logs": [_file(f) for f in log.files],
         "export": export,
         "note": note,
+        **_of_manifest(handed),
     }
+
+
+def _of_manifest(handed: Handed | None) -> dict[str, str]:
+    return {} if handed is None else {"export_id": handed.export_id, "handed_over_in": str(handed.folder)}
 
 
 def _file(file: Any) -> dict[str, Any]:
@@ -406,6 +436,134 @@ def _verdict(v: Verdict) -> dict[str, Any]:
 
 
 # ---- the hand-over that was trained
+
+
+def manifest_above(path: Path | str) -> Handed | None:
+    """The hand-over in whose folder, or below it, a file lies; None where it lies in none."""
+    place = Path(path).expanduser().absolute()
+    for folder in (*place.parents[:_UP], *place.resolve().parents[:_UP]):
+        try:
+            value = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            if not str(value["format"]).startswith("bblab-export") or "trainer" not in value:
+                continue
+            spec = value["spec"]
+            told = (value["export_id"], spec["name"], spec["spec_id"], spec["canonical"], value["target"])
+            return Handed(folder, *map(str, told))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue  # none, or somebody else's
+    return None
+
+
+def _handed(logs: Sequence[Path | str]) -> Handed | None:
+    """The one hand-over that the logs lie in. Raises BblabError where they are of several."""
+    found = {path: manifest_above(path) for path in logs}
+    there = [handed for handed in found.values() if handed is not None]
+    for handed in there[1:]:
+        first = there[0]
+        if handed.export_id != first.export_id:
+            raise BblabError(
+                f"the logs are of two hand-overs: {first.folder} trains {first.name} (export {first.export_id}), "
+                f"{handed.folder} trains {handed.name} (export {handed.export_id})",
+                hint="record each training by itself",
+            )
+    return there[0] if there else None
+
+
+def _spec(lab: Lab, reference: str | ArchSpec | None, edits: Sequence[str], handed: Handed | None) -> ArchSpec:
+    """What was trained: as the manifest holds it, or as the user says where there is none. Both must agree."""
+    if reference is None:
+        if handed is None:
+            raise BblabError(
+                "which net was trained?",
+                hint="bblab record SPEC ...; a log in the folder that bblab export --for wrote needs no SPEC",
+            )
+        if edits:
+            raise BblabError("--set edits a SPEC, and none is given", hint="the log's manifest holds what was trained")
+        return _as_handed(lab, handed)
+    spec = reference if isinstance(reference, ArchSpec) else lab.spec(reference, edits)
+    if handed is None or spec.spec_id == handed.spec_id:
+        return spec
+    is_edited = spec.name == handed.name
+    what = f"{spec.name} as it is now ({spec.spec_id})" if is_edited else f"{spec.name} ({spec.spec_id})"
+    raise BblabError(
+        f"the log is not of {what}: {handed.folder / MANIFEST} says that {handed.name} ({handed.spec_id}) was trained "
+        f"there",
+        hint="leave SPEC away, and the log is recorded under the spec that was trained",
+    )
+
+
+def _as_handed(lab: Lab, handed: Handed) -> ArchSpec:
+    """The spec that was exported: the lab's, where it is still the same, else that of the manifest."""
+    from bblab.weights.sources import spec_from
+
+    with suppress(BblabError):
+        spec = lab.spec(handed.name)
+        if spec.spec_id == handed.spec_id:
+            return spec
+    spec = spec_from(handed.canonical, handed.name, lab.kinds)
+    if spec.spec_id != handed.spec_id:
+        raise BblabError(
+            f"{handed.folder / MANIFEST}: the spec in it is {spec.spec_id}, not {handed.spec_id} as it says",
+            hint="the manifest was changed: name the SPEC that was trained, and keep the log elsewhere",
+        )
+    return spec
+
+
+def _exported(store: Store, spec: ArchSpec, export: str | None, handed: Handed | None, notes: list[str]) -> int | None:
+    """The row of the export that was trained, by --export or by the manifest; None where neither names one here."""
+    if handed is None:
+        return None if export is None else _export(store, spec, export)
+    rows = store.runs(kind="export")
+    row = next((r for r in rows if str(r.result.get("export_id", "")) == handed.export_id), None)
+    if export is not None:
+        asked = _export(store, spec, export)
+        if row is None or asked not in {r.id for r in rows if r.result.get("export_id") == handed.export_id}:
+            raise BblabError(
+                f"--export {export} was not trained: {handed.folder / MANIFEST} is of export {handed.export_id}",
+                hint="leave --export away: it is taken from the manifest",
+            )
+        return asked
+    if row is None:
+        notes.append(_not_here(handed))
+    return None if row is None else row.id
+
+
+def _not_here(handed: Handed) -> str:
+    return f"export {handed.export_id}, which was trained, is not in this notebook: its ID is kept"
+
+
+def _is_of(run: Run, exported: int | None, handed: Handed | None) -> bool:
+    """Whether a recorded training may be of the same hand-over: one that names none may be of any."""
+    theirs = run.inputs.get("export_id")
+    if handed is not None and theirs is not None:
+        return bool(theirs == handed.export_id)
+    row = run.inputs.get("export")
+    return row is None or exported is None or row == exported
+
+
+def _refuse_others(
+    log: Log, spec: ArchSpec, others: Sequence[Run], handed: Handed | None, force: bool, notes: list[str]
+) -> None:
+    """Say, or refuse, that the log is or begins with what is recorded of another net or another hand-over."""
+    whole = {f.sha256 for f in log.files}
+    begins = {h for f in log.files for h in f.prefixes.values()}
+    for run in others:
+        before = _hashes(run)
+        if not before or not before & (whole | begins):
+            continue
+        of = f"run {run.id}, of {run.name} ({run.spec_id}"
+        of += f", export {run.inputs['export_id']})" if run.inputs.get("export_id") else ")"
+        if not before & whole and log.began_anew:
+            notes.append(f"the file begins with what is recorded as {of}: that part is left out")
+            continue
+        what = "this log is recorded as" if before & whole else "the log begins with what is recorded as"
+        if force or (handed is not None and handed.export_id == run.inputs.get("export_id")):
+            notes.append(f"{what} {of}, too")
+            continue
+        raise BblabError(
+            f"{what} {of}, and cannot be of {spec.name} ({spec.spec_id}) as well",
+            hint=f"bblab record {run.name} --log ... if that was trained; --force where run {run.id} is the mistake",
+        )
 
 
 def _export(store: Store, spec: ArchSpec, export: str) -> int:

@@ -99,6 +99,8 @@ class Log:
     started: str | None
     ended: str | None
     unfrozen_at: int | None
+    began_anew: bool = False
+    """A second training from its first epoch on: only that is in `epochs`."""
 
     @property
     def last_complete(self) -> int | None:
@@ -339,6 +341,7 @@ class _Reader:
         self._first_header = self._last_header = ""
         self._unfrozen_after: int | None = None
         self._passes: list[tuple[int, int]] = []
+        self._anew: tuple[int, int] | None = None
         self._tables = _Tables()
 
     # -- lines
@@ -414,12 +417,18 @@ class _Reader:
         self._trainers[trainer] = self._trainers.get(trainer, 0) + 1
 
     def _restart(self, epoch: int) -> None:
-        """The training was resumed: this epoch and what had followed it belong to an abandoned pass."""
+        """The training was resumed: this epoch and what had followed it belong to an abandoned pass.
+
+        Where nothing stays, it was not resumed: another training begins.
+        """
         self._close_epoch()
         gone = sorted(e for e in self._epochs if e >= epoch)
         for e in gone:
             del self._epochs[e]
-        if gone:
+        if gone and not self._epochs:
+            self._anew, self._passes = (gone[0], gone[-1]), []
+            self._first_header, self._unfrozen_after = self._last_header, None
+        elif gone:
             self._passes.append((epoch, gone[-1]))
 
     def _close_record(self) -> None:
@@ -501,6 +510,9 @@ class _Reader:
         self._close_epoch()
         epochs = tuple(self._epochs[e] for e in sorted(self._epochs))
         notes = list(self.notes)
+        if self._anew is not None:
+            of = f"epoch {self._anew[0]}" if self._anew[0] == self._anew[1] else "epochs {} to {}".format(*self._anew)
+            notes.append(f"two trainings: one begins anew behind {of}; only the later one is read")
         for again, last in self._passes:
             these = f"epoch {again}" if last == again else f"epochs {again} to {last}"
             verb = "is" if last == again else "are"
@@ -522,7 +534,7 @@ class _Reader:
         started, ended = (m[0] if (m := _STAMP.search(t)) else None for t in (self._first_header, self._last_header))
         return Log(
             files, trainer, epochs, names, _total(names), tuple(rows), tuple(notes + said), started, ended,
-            self._unfrozen_after,
+            self._unfrozen_after, self._anew is not None,
         )  # fmt: skip
 
 

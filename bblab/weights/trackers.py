@@ -53,7 +53,7 @@ HALF = Images((127.5,) * 3, (127.5,) * 3)
 
 
 class Place(NamedTuple):
-    """Where a module of ours is: stage, row in it, row in the net (both from 0), and whether that row has an expansion."""
+    """Where a module of ours is: stage, row in it, row in the net (from 0), and whether that row has an expansion."""
 
     stage: str
     row: int
