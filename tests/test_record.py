@@ -341,6 +341,12 @@ def test_two_hand_overs_are_two_trainings(bblab: Command, lab: Path, tmp_path: P
     second, _ = handed_over(bblab, tmp_path / "b", "nanotrack", "stage2.1.kernel=5")
     both = bblab("record", "--log", first, "--log", second)
     assert both.code == 2 and "the logs are of two hand-overs" in both.err and "record each" in both.err
+    copy = tmp_path / "copy" / "logs" / "train.log"  # the same folder once more, trained again
+    copy.parent.mkdir(parents=True)
+    copy.write_text(training(FALLING).replace("2024", "2025"))
+    (tmp_path / "copy" / "manifest.json").write_bytes((tmp_path / "a" / "manifest.json").read_bytes())
+    twice = bblab("record", "--log", first, "--log", copy)
+    assert twice.code == 2 and "two trainings, in two folders" in twice.err
     bblab("record", "--log", first)
     later = {e: v / 2 for e, v in FALLING.items()}
     second.write_text(training(FALLING) + training(later))

@@ -396,7 +396,8 @@ def _spare(state: Mapping[str, Tensor], taken: Collection[str], prefix: str) -> 
     notes = [f"keys stood under {prefix!r}"] if prefix else []
     rest = [k for k in state if not k.startswith(prefix) or k.removeprefix(prefix) not in taken]
     if rest:
-        notes.append(f"{len(rest)} tensors of the file not taken: {files.groups(rest)}")
+        many = f"{len(rest)} tensor" + "s" * (len(rest) > 1)
+        notes.append(f"{many} of the file not taken: {files.groups(rest)}")
     return notes
 
 
@@ -406,9 +407,10 @@ def _unfit(
     more = f"\n  ... and {len(wrong) - 12} more" if len(wrong) > 12 else ""
     listing = "\n".join(f"  {w}" for w in wrong[:12])
     has = ", ".join(list(state)[:4])
+    many = "1 tensor does" if len(wrong) == 1 else f"{len(wrong)} tensors do"
     hint = "say whose keys they are: --as timm:NAME, --as torchvision:NAME or --as SPEC" if is_guess else ""
     return RunError(
-        f"{path} does not hold the weights of {target}: {len(wrong)} tensors do not fit\n{listing}{more}\n"
+        f"{path} does not hold the weights of {target}: {many} not fit\n{listing}{more}\n"
         f"  the file's keys begin with {has}",
         hint=hint or "is it the same variant, with as many classes?",
     )
