@@ -1,4 +1,4 @@
-"""Trained trackers come back: the backbone is found in the whole tracker, and computes what the tracker's own code does.
+"""Trained trackers come back: the backbone is found in the whole tracker and computes what the tracker's code does.
 
 `tests/data/trackers.json` holds, for the backbone of each tracker, the names and shapes of its own tensors and some
 values of its maps, computed once by its own code in float64 with the weights and the image of `filled` and `image`.
