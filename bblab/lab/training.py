@@ -165,6 +165,8 @@ def plan(lab: Lab, spec: ArchSpec, wanted: Wanted) -> Plan:
         notes.append(changed)
     if recipe.drop_path:
         notes.append(f"drop-path {recipe.drop_path:g} is left out: no block here drops its path")
+    if wanted.weights is not None:
+        notes += nets.beginnings(Path(wanted.weights).expanduser(), trained, lab.kinds)
     if wanted.processes < 1:
         raise BblabError(f"--gpus {wanted.processes}", hint="a whole number from 1")
     processes = wanted.processes * wanted.machines.nodes

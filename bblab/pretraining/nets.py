@@ -18,8 +18,9 @@ from bblab import blocks, build
 from bblab.errors import BblabError
 from bblab.rooms import Rooms
 from bblab.spec import ArchSpec
-from bblab.weights import fill, load
+from bblab.weights import files, fill, load
 from bblab.weights.sources import spec_from
+from bblab.weights.trackers import IMAGENET, Images
 
 MIN_CONVS = 9
 """More convolutions than this and no norm at all: a fused net (AlexNet has 5, LeNet 2, and they may be trained)."""
@@ -50,6 +51,23 @@ def make(
     for module in frozen:
         module.requires_grad_(False)
     return net, frozen
+
+
+def beginnings(weights: Path, spec: ArchSpec, kinds: Mapping[str, Any]) -> list[str]:
+    """What a person should know of the weights that a training begins from, in words.
+
+    Raises BblabError where the file cannot be read.
+    """
+    state, metadata = load(weights)
+    notes = []
+    if not spec.library:
+        differs = files.other_head(state, files.shapes_of(build.Backbone(spec, kinds, device="meta")))
+        if differs:
+            notes.append(f"the head of {weights.name} is left out ({differs}): the new one begins anew")
+    images = Images.from_json(metadata.get("images", ""))
+    if images not in (None, IMAGENET):
+        notes.append(f"{weights.name} was trained on images as {images}; here they are {IMAGENET}")
+    return notes
 
 
 def scores(net: nn.Module, x: Tensor) -> Tensor:

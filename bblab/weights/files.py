@@ -235,24 +235,19 @@ def other_head(state: Mapping[str, Tensor], wanted: Shapes) -> str:
     asked = {k: v for k, v in wanted.items() if k.startswith(HEAD)}
     if not given or all(asked.get(k) == shape for k, shape in given.items()):
         return ""
-    counts = [_num_classes(side) for side in (given, asked)]
     if not asked:
-        return f"{counts[0]} classes in the file, no head here"
-    if None not in counts and counts[0] != counts[1]:
-        return f"{counts[0]} classes in the file, {counts[1]} here"
-    name = next(k for k, shape in given.items() if asked.get(k) != shape)
-    there = _shape(asked[name]) if name in asked else "not there"
-    return f"{name}: {there} here, {_shape(given[name])} in the file"
+        return "the spec has no head"
+    others = [k for k, shape in given.items() if asked.get(k) != shape]
+    counts = {(given[k][0], asked[k][0]) for k in others if k in asked and given[k][1:] == asked[k][1:] and given[k]}
+    if len(counts) == 1 and all(k in asked and given[k][1:] == asked[k][1:] for k in others):
+        there, here = counts.pop()
+        return f"{there} classes in the file, {here} here"
+    name = others[0]
+    return f"{name}: {_shape(asked[name]) if name in asked else 'not'} here, {_shape(given[name])} in the file"
 
 
 def without_head(state: Mapping[str, Tensor]) -> State:
     return {k: v for k, v in state.items() if not k.startswith(HEAD)}
-
-
-def _num_classes(shapes: Shapes) -> int | None:
-    """Rows of the head's last matrix (a linear layer or a 1x1 convolution)."""
-    last = [shape for shape in shapes.values() if len(shape) >= 2]
-    return last[-1][0] if last else None
 
 
 def groups(keys: Iterable[str]) -> str:
