@@ -238,10 +238,11 @@ def other_head(state: Mapping[str, Tensor], wanted: Shapes) -> str:
     if not asked:
         return "the spec has no head"
     others = [k for k, shape in given.items() if asked.get(k) != shape]
-    counts = {(given[k][0], asked[k][0]) for k in others if k in asked and given[k][1:] == asked[k][1:] and given[k]}
-    if len(counts) == 1 and all(k in asked and given[k][1:] == asked[k][1:] for k in others):
+    counts = {(given[k][0], asked[k][0]) for k in others if k in asked and len(given[k]) == len(asked[k]) > 0}
+    if len(counts) == 1 and all(k in asked for k in others):
         there, here = counts.pop()
-        return f"{there} classes in the file, {here} here"
+        if there != here:
+            return f"{there} classes in the file, {here} here"
     name = others[0]
     return f"{name}: {_shape(asked[name]) if name in asked else 'not'} here, {_shape(given[name])} in the file"
 
