@@ -375,7 +375,11 @@ def test_a_training_that_begins_anew_in_the_same_file_is_not_a_resumed_one(
 
 
 def test_a_manifest_of_somebody_else_is_not_read(bblab: Command, lab: Path, train_log: Path) -> None:
+    manifest = train_log.with_name("manifest.json")
     for text in ("{", "[]", '{"format": "bblab-export-1"}', '{"format": 3, "spec": []}'):
-        train_log.with_name("manifest.json").write_text(text)
+        manifest.write_text(text)
         assert bblab("record", SPEC, "--log", train_log, "--json", "-").code == 0
+    manifest.write_text('{"format": "bblab-export-1", "trainer": {}, "spec": null}')  # ours, and damaged
+    ran = bblab("record", SPEC, "--log", train_log)
+    assert ran.code == 2 and "does not say what was trained" in ran.err
     assert len(rows(lab, "tracker_training")) == 1

@@ -216,6 +216,14 @@ def test_imported_weights_go_on_to_the_exports_and_keep_their_images(bblab: Call
         theirs = RECORDED["nanotrack"]["maps"][0]
         assert float(ours.abs().max()) == pytest.approx(theirs["largest"], rel=3e-5)
         assert ours.flatten()[theirs["at"]].tolist() == pytest.approx(theirs["values"], abs=3e-5)
+    # and once more, after a training that wrote into the hand-over's folder under the exported module's names
+    state = {f"backbone.{k}": v for k, v in torch.load(out / "bb_nanotrack.pth", weights_only=True).items()}
+    (out / "snapshot").mkdir()
+    torch.save({"epoch": 1, "state_dict": state}, out / "snapshot" / "checkpoint_e1.pth")
+    again = tmp_path / "again"
+    trained = ["--weights", out / "snapshot" / "checkpoint_e1.pth"]
+    assert bblab("export", "nanotrack", *trained, "--for", "nanotrack", "--out", again).code == 0
+    assert (again / "bb_nanotrack.py").read_text() == (out / "bb_nanotrack.py").read_text()
     # a trainer that normalises itself feeds other numbers: said
     ran = bblab("export", "nanotrack", "--weights", given, "--for", "generic", "--out", tmp_path / "generic")
     assert ran.code == 0 and "other numbers than it learned" in ran.err

@@ -113,6 +113,7 @@ def lines(result: Imported) -> list[str]:
         apart = result.max_rel_diff
         verdict = "outputs are equal" if result.verdict == "equal" else "outputs are equal but for the norms' epsilon"
         rows = [
+            *([f"backbone of {result.tracker}"] if result.tracker else []),
             said,
             f"{verdict}: they differ by {apart:.2g} of the largest value (float64, random weights; at {places})",
         ]

@@ -45,7 +45,7 @@ def from_file(
     Raises BblabError for a file that cannot be read, is fused, or is of another spec, with keys and shapes.
     """
     from bblab import build
-    from bblab.weights import files, sources, trackers
+    from bblab.weights import files, sources
 
     found = files.read(path)
     module = build.build(spec, kinds)
@@ -58,7 +58,7 @@ def from_file(
     state, notes = files.clean(fit.state, str(path))
     warnings = list(notes)
     ours = found.metadata if found.is_ours else {}
-    images = fit.layout.images if fit.layout is not None else trackers.Images.from_json(ours.get("images", ""))
+    images = sources.images_of(found, fit)
     pixels: dict[str, Any] = {}
     if images is not None:
         state = _in_rgb(state, spec) if images.is_bgr else state

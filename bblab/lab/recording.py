@@ -7,7 +7,6 @@ already is recognised (a log by its hash, a score by its value and place) and no
 from __future__ import annotations
 
 import fnmatch
-import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bblab import manifests
 from bblab.errors import BblabError, near
 from bblab.spec import ArchSpec
 from bblab.store import NewRun, Run, Store
@@ -27,10 +27,7 @@ if TYPE_CHECKING:
 
 TRAINING = "tracker_training"
 SCORE = "tracker_score"
-MANIFEST = "manifest.json"
 _DIGITS = 6
-_UP = 8
-"""Folders above a log in which a hand-over's manifest is looked for: trainers write a few levels deep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,18 +437,19 @@ def _verdict(v: Verdict) -> dict[str, Any]:
 
 def manifest_above(path: Path | str) -> Handed | None:
     """The hand-over in whose folder, or below it, a file lies; None where it lies in none."""
-    place = Path(path).expanduser().absolute()
-    for folder in (*place.parents[:_UP], *place.resolve().parents[:_UP]):
-        try:
-            value = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            if not str(value["format"]).startswith("bblab-export") or "trainer" not in value:
-                continue
-            spec = value["spec"]
-            told = (value["export_id"], spec["name"], spec["spec_id"], spec["canonical"], value["target"])
-            return Handed(folder, *map(str, told))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            continue  # none, or somebody else's
-    return None
+    found = manifests.above(path)
+    if found is None:
+        return None
+    folder, value = found
+    try:
+        spec = value["spec"]
+        told = (value["export_id"], spec["name"], spec["spec_id"], spec["canonical"], value["target"])
+    except (KeyError, TypeError):
+        raise BblabError(
+            f"{folder / manifests.NAME} does not say what was trained",
+            hint="it was changed: put back the one that bblab export wrote, or keep the log elsewhere",
+        ) from None
+    return Handed(folder, *map(str, told))
 
 
 def _handed(logs: Sequence[Path | str]) -> Handed | None:
@@ -486,8 +484,8 @@ def _spec(lab: Lab, reference: str | ArchSpec | None, edits: Sequence[str], hand
     is_edited = spec.name == handed.name
     what = f"{spec.name} as it is now ({spec.spec_id})" if is_edited else f"{spec.name} ({spec.spec_id})"
     raise BblabError(
-        f"the log is not of {what}: {handed.folder / MANIFEST} says that {handed.name} ({handed.spec_id}) was trained "
-        f"there",
+        f"the log is not of {what}: {handed.folder / manifests.NAME} says that {handed.name} ({handed.spec_id}) "
+        "was trained there",
         hint="leave SPEC away, and the log is recorded under the spec that was trained",
     )
 
@@ -503,7 +501,7 @@ def _as_handed(lab: Lab, handed: Handed) -> ArchSpec:
     spec = spec_from(handed.canonical, handed.name, lab.kinds)
     if spec.spec_id != handed.spec_id:
         raise BblabError(
-            f"{handed.folder / MANIFEST}: the spec in it is {spec.spec_id}, not {handed.spec_id} as it says",
+            f"{handed.folder / manifests.NAME}: the spec in it is {spec.spec_id}, not {handed.spec_id} as it says",
             hint="the manifest was changed: name the SPEC that was trained, and keep the log elsewhere",
         )
     return spec
@@ -519,7 +517,7 @@ def _exported(store: Store, spec: ArchSpec, export: str | None, handed: Handed |
         asked = _export(store, spec, export)
         if row is None or asked not in {r.id for r in rows if r.result.get("export_id") == handed.export_id}:
             raise BblabError(
-                f"--export {export} was not trained: {handed.folder / MANIFEST} is of export {handed.export_id}",
+                f"--export {export} was not trained: {handed.folder / manifests.NAME} is of export {handed.export_id}",
                 hint="leave --export away: it is taken from the manifest",
             )
         return asked

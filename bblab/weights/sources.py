@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bblab import build, library
+from bblab import build, library, manifests
 from bblab.errors import BblabError, RunError, near
 from bblab.installing import how_to_install
 from bblab.spec import LIBRARIES, MAX_CHANNELS, MAX_ROWS, ArchSpec, Arg, BlockInfo, Row, Stage, Tracker
@@ -293,10 +293,10 @@ def from_file(path: Path | str, spec: ArchSpec, kinds: Kinds, *, keys_of: ArchSp
     elif not has_head and target.head is not None:
         notes.append("the file has no head: the head's weights are left out")
     notes += fit.notes
-    images = trackers.Images.from_json(found.metadata.get("images", "")) if found.is_ours else None
+    images = images_of(found, fit)
     tracker = found.metadata.get("tracker", "") if found.is_ours else ""
     if fit.layout is not None:
-        images, tracker = fit.layout.images, f"{fit.layout.name} ({fit.layout.source})"
+        tracker = f"{fit.layout.name} ({fit.layout.source})"
     return Source(net, label, version, found.sha256, form, has_head, tuple(notes), tracker, images)  # type: ignore[arg-type]
 
 
@@ -345,6 +345,20 @@ def named(
             break
     assert best is not None
     return best
+
+
+def images_of(found: files.WeightFile, fit: Named) -> trackers.Images | None:
+    """What a file's net was trained on; None where that is not known.
+
+    Known from the file itself, from the tracker whose names it has, or from the hand-over in whose folder it lies.
+    """
+    if fit.layout is not None:
+        return fit.layout.images
+    if found.is_ours:
+        return trackers.Images.from_json(found.metadata.get("images", ""))
+    handed = manifests.above(found.path)
+    told = {} if handed is None else handed[1].get("provenance") or {}
+    return trackers.Images.from_json(json.dumps({k: told.get(k) for k in ("mean", "std")}))
 
 
 def _namings(spec: ArchSpec, wanted: files.Shapes) -> Iterator[tuple[trackers.Layout | None, dict[str, str]]]:
