@@ -138,27 +138,15 @@ def _draw(done: HandOver) -> None:
     score = f"score map {geometry['score_map']}×{geometry['score_map']}, " if geometry["score_map"] else ""
     out.print(f"{'':<9} {score}stride {geometry['stride']}", markup=False)
     held = manifest["weights"]
-    kind = manifest["provenance"]["source"]
+    kind = manifest["provenance"]["source"] + _left_and_fed(manifest)
     out.print(
         f"weights   {held['tensors']} tensors, {common.si(held['parameters'])} parameters, unfused; {kind}",
         markup=False,
         soft_wrap=True,
     )
-    _draw_carried(manifest)
     frozen = manifest["freeze"]
     if frozen["epochs"]:
         out.print(f"frozen    until epoch {frozen['epochs']}, then {', '.join(frozen['layers'])} learn", markup=False)
-
-
-def _draw_carried(manifest: Mapping[str, Any]) -> None:
-    """What became of the weights' head, and the images that they were trained on."""
-    told = manifest["provenance"]
-    if told.get("head_left_out"):
-        text = f"{'':<9} the file's head is left out ({told['head_left_out']}): a tracker takes maps"
-        common.console().print(text, markup=False, soft_wrap=True, style="dim")
-    if told.get("trained_on"):
-        text = f"{'':<9} trained on images as {told['trained_on']}: mean and deviation are set to that"
-        common.console().print(text, markup=False, soft_wrap=True, style="dim")
 
 
 def _draw_device(done: HandOver) -> None:
@@ -179,7 +167,8 @@ def _draw_device(done: HandOver) -> None:
             size = common.megabytes(row["bytes"]) if tap == next(iter(row["max_rel_error"])) else ""
             table.add_row(row["file"] if size else "", ", ".join(roles) if size else "", tap, maps, percent, size)
     out.print(table)
-    _draw_carried(manifest)
+    if told := _left_and_fed(manifest):
+        out.print(told.strip("\n"), markup=False, soft_wrap=True)
     checked = manifest["checked"]
     are = "photos" if checked["are_photos"] else "made-up images"
     out.print(
@@ -192,6 +181,16 @@ def _draw_device(done: HandOver) -> None:
         where = f"{row['device']}, {row['runtime']}, {common.shape(row['input'])}"
         told = f"latency {common.milliseconds(row['cpu_p10_s'])} CPU p10 ({where}; run {row['run']})"
         out.print(told, markup=False, soft_wrap=True)
+
+
+def _left_and_fed(manifest: Mapping[str, Any]) -> str:
+    """What became of the weights' head, and the images that they were trained on: a line each, or none."""
+    told, lines = manifest["provenance"], ""
+    if told.get("head_left_out"):
+        lines += f"\n{'':<10}the file's head is left out ({told['head_left_out']}): a tracker takes maps"
+    if told.get("trained_on"):
+        lines += f"\n{'':<10}trained on images as {told['trained_on']}: mean and deviation are set to that"
+    return lines
 
 
 def change_lines(change: Change) -> list[str]:
