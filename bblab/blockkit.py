@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=type[nn.Module])
+M2 = TypeVar("M2", bound=nn.Module)
 
 
 def block(kind: str, *, replace: bool = False, keeps_channels: bool = False, is_head: bool = False) -> Callable[[M], M]:
@@ -194,7 +196,8 @@ class ConvNorm(nn.Module):
         return self.act(self.norm(self.conv(x)))
 
     def deploy(self) -> nn.Module:
-        if isinstance(self.norm, nn.BatchNorm2d):
+        has_norm = not isinstance(self.norm, nn.Identity)
+        if has_norm and not own_way(self.conv, _LINEAR) and not not_affine(self.norm):
             self.conv = fold(self.conv, self.norm)
             self.norm = nn.Identity().train(self.training)
         return self
@@ -286,52 +289,116 @@ def crop(x: Tensor, height: int, width: int | None = None) -> Tensor:
 # ---------------------------------------------------------------------------------------------- folding
 
 
-def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """One convolution that equals `norm(conv(x))` with the norm's running statistics. Linear, hence exact."""
-    kernel, bias = folded(conv, norm)
-    return with_weights(conv, kernel, bias)
+_LINEAR = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    nn.Linear,
+)
+_NORMS = (nn.SyncBatchNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def folded(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
-    """Kernel and bias of a convolution with the norm behind it folded in, in float64."""
-    kernel = conv.weight.detach().double()
-    bias = torch.zeros_like(kernel[:, 0, 0, 0]) if conv.bias is None else conv.bias.detach().double()
-    if not isinstance(norm, nn.BatchNorm2d):
-        return kernel, bias
-    scale, shift = affine(norm)
-    return kernel * scale[:, None, None, None], bias * scale + shift
+def own_way(layer: nn.Module, kinds: tuple[type[nn.Module], ...]) -> str:
+    """Why a layer may do something else with its weights than the torch class (one of `kinds`) that it comes from.
+
+    Empty where it cannot: its forward is the class's (or pads first), nothing is hooked in, its weight is no result.
+    """
+    name = type(layer).__name__
+    base = next((kind for kind in kinds if isinstance(layer, kind)), None)
+    if base is None:
+        return f"{name} is another kind of layer"
+    for step in ("forward", "_conv_forward", "__call__"):
+        own = getattr(type(layer), step, None)
+        if step in vars(layer) or own not in (getattr(base, step, None), getattr(SamePadConv2d, step, None)):
+            return f"{name} has a {step} of its own"
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return f"{name} has a hook in its forward"
+    if "weight" not in layer._parameters:
+        return f"the weight of {name} is computed from others (a parametrisation)"
+    return ""
 
 
-def affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def not_affine(norm: nn.Module) -> str:
+    """Why a norm is not one scale and shift per channel; empty where it is."""
+    why = own_way(norm, _NORMS)
+    if not why and norm.training:
+        why = f"{type(norm).__name__} is in training mode"
+    if not why and (norm.running_mean is None or norm.running_var is None):
+        why = f"{type(norm).__name__} has no running statistics: it takes those of the batch that it sees"
+    return why
+
+
+def fold(layer: M2, norm: nn.Module) -> M2:
+    """One convolution (plain, transposed) or linear layer that equals `norm(layer(x))` with the running statistics.
+
+    Linear, hence exact. Raises ValueError where it would not be: a forward of its own, a hook, no statistics.
+    """
+    why = own_way(layer, _LINEAR) or not_affine(norm)
+    if why:
+        raise ValueError(f"the norm cannot be folded: {why}")
+    return with_weights(layer, *folded(layer, norm))
+
+
+def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a layer with the norm behind it folded in, in float64; None or an identity changes nothing.
+
+    Raises ValueError for a norm that is not one scale and shift per channel.
+    """
+    if norm is None or isinstance(norm, nn.Identity):
+        return scaled(layer)
+    why = not_affine(norm)
+    if why:
+        raise ValueError(f"the norm cannot be folded: {why}")
+    return scaled(layer, *affine(norm))
+
+
+def scaled(layer: nn.Module, scale: Tensor | None = None, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Weight and bias, in float64, of a layer whose output is multiplied by `scale` and moved by `shift`, per channel.
+
+    Output channels are axis 0 of the weight; of a transposed convolution's they are axis 1, group by group.
+    """
+    weight = layer.weight.detach().double()
+    is_transposed = isinstance(layer, _LINEAR[3:6])
+    groups = layer.groups if is_transposed else 1
+    channels = weight.shape[1] * groups if is_transposed else weight.shape[0]
+    bias = weight.new_zeros(channels) if layer.bias is None else layer.bias.detach().double()
+    if scale is None or shift is None:
+        return weight, bias
+    if not is_transposed:
+        return weight * scale.reshape(-1, *[1] * (weight.dim() - 1)), bias * scale + shift
+    grouped = weight.reshape(groups, -1, *weight.shape[1:])  # groups, inputs of a group, its outputs, kernel
+    grouped = grouped * scale.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))
+    return grouped.reshape(weight.shape), bias * scale + shift
+
+
+def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """A batch norm in eval mode as scale and shift per channel, in float64."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = torch.rsqrt(norm.running_var.double() + norm.eps)
     mean = norm.running_mean.double()
-    if norm.affine:
+    if norm.weight is not None:
         scale = scale * norm.weight.detach().double()
-        return scale, norm.bias.detach().double() - mean * scale
-    return scale, -mean * scale
+    shift = -mean * scale
+    return scale, shift if norm.bias is None else norm.bias.detach().double() + shift
 
 
-def with_weights(like: nn.Conv2d, kernel: Tensor, bias: Tensor) -> nn.Conv2d:
-    """A convolution of the same geometry as `like` with this kernel (any kernel size, padding adapted) and bias."""
-    (kh, kw), (oh, ow), (dh, dw) = kernel.shape[2:], like.kernel_size, like.dilation
-    assert isinstance(like.padding, tuple)
-    ph, pw = like.padding
-    new = type(like)(
-        like.in_channels,
-        like.out_channels,
-        (kh, kw),
-        like.stride,  # type: ignore[arg-type]
-        (ph + (kh - oh) // 2 * dh, pw + (kw - ow) // 2 * dw),
-        like.dilation,  # type: ignore[arg-type]
-        like.groups,
-        bias=True,
-        device="meta",
-    )
+def with_weights(like: M2, kernel: Tensor, bias: Tensor) -> M2:
+    """A layer of the same class and geometry as `like` with this kernel and bias. Its constructor is not called.
+
+    A convolution's kernel may have another size: the padding grows by as much.
+    """
+    new = copy.copy(like)
+    new._parameters = dict(like._parameters)
     dtype = like.weight.dtype
     new.weight = nn.Parameter(kernel.to(dtype))
     new.bias = nn.Parameter(bias.to(dtype))
+    size = tuple(kernel.shape[2:])
+    if size != getattr(like, "kernel_size", size):
+        if isinstance(like.padding, str):
+            raise ValueError(f"a kernel grows only beside padding in numbers, read {like.padding!r}")
+        axes = range(len(size))
+        new.kernel_size = size
+        new.padding = tuple(like.padding[i] + (size[i] - like.kernel_size[i]) // 2 * like.dilation[i] for i in axes)
+        new._reversed_padding_repeated_twice = [p for p in reversed(new.padding) for _ in range(2)]
     return new.train(like.training)
 
 
@@ -499,13 +566,47 @@ def deploy(module: nn.Module) -> nn.Module:
     return deploy_in_place(copy.deepcopy(module).eval())
 
 
-def deploy_in_place(module: nn.Module) -> nn.Module:
-    """The fused form of a module in eval mode, made of the module itself, which must not be used any more."""
+def deploy_method(module: nn.Module) -> Callable[[], Any] | None:
+    """The module's own way to fuse itself: one of `_DEPLOY_NAMES` that needs no argument."""
     for name in _DEPLOY_NAMES:
         method = getattr(module, name, None)
         if callable(method) and not isinstance(method, nn.Module):  # a layer may be called `fuse` too
-            result = method()
-            return result if isinstance(result, nn.Module) else module
-    for name, child in module.named_children():
-        setattr(module, name, deploy_in_place(child))
-    return module
+            try:
+                inspect.signature(method).bind()
+            except (TypeError, ValueError):
+                continue  # fuse(a, b) joins two maps
+            return method
+    return None
+
+
+def fused(module: nn.Module, method: Callable[[], Any]) -> nn.Module:
+    """What the module's method returns, or the module where it fuses in place."""
+    made = method()
+    return (made if isinstance(made, nn.Module) else module).train(module.training)
+
+
+def deploy_in_place(
+    module: nn.Module,
+    fuse: Callable[[nn.Module, Callable[[], Any]], nn.Module] = fused,
+    done: dict[int, tuple[nn.Module, nn.Module]] | None = None,
+) -> nn.Module:
+    """The fused form of a module in eval mode, made of the module itself, which must not be used any more.
+
+    A module of several names is fused once, and all its names have the fused form. `fuse` calls a module's method;
+    `done` holds, by id, each module met and what became of it.
+    """
+    done = {} if done is None else done
+    if id(module) in done:
+        return done[id(module)][1]
+    if isinstance(module, torch.jit.ScriptModule):
+        return module
+    method = deploy_method(module)
+    made = module if method is None else fuse(module, method)
+    done[id(module)] = (module, made)
+    done[id(made)] = (made, made)  # a fused module is not fused again, whoever holds it
+    if method is None:
+        for name, child in list(module._modules.items()):
+            new = child if child is None else deploy_in_place(child, fuse, done)
+            if new is not child:
+                setattr(module, name, new)
+    return made

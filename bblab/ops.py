@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +21,10 @@ from bblab.shapes import plain_result, shapes_only
 from bblab.spec import BlockInfo, Row
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
+
+    from bblab import folding
 
 Shape = tuple[int, ...]
 
@@ -77,6 +80,8 @@ class OpGraph:
     params: tuple[Weight, ...]
     module_outputs: tuple[tuple[str, int, int], ...] = ()
     """(module, tensor, number of ops done) for every submodule that returned one tensor, in order."""
+    unfused: tuple[folding.Unfused, ...] = ()
+    """Of a deploy form: (layer, why) for what stays as it is in training."""
 
     @property
     def output_shapes(self) -> tuple[Shape, ...]:
@@ -95,13 +100,14 @@ class OpGraph:
                 ],
                 [[w.name, w.shape, w.itemsize, int(w.is_learnable)] for w in self.params],
                 self.module_outputs,
+                self.unfused,
             ],
             separators=(",", ":"),
         )
 
     @staticmethod
     def from_json(text: str) -> OpGraph:
-        tensors, roots, inputs, outputs, ops, params, modules = json.loads(text)
+        tensors, roots, inputs, outputs, ops, params, modules, unfused = json.loads(text)
         return OpGraph(
             tuple(tuple(t) for t in tensors),
             tuple(roots),
@@ -110,6 +116,7 @@ class OpGraph:
             tuple(Op(n, la, tuple(i), tuple(o), tuple(p), a, bool(f & 1), bool(f & 2)) for n, la, i, o, p, a, f in ops),
             tuple(Weight(n, tuple(s), b, bool(le)) for n, s, b, le in params),
             tuple((n, t, k) for n, t, k in modules),
+            tuple((layer, why) for layer, why in unfused),
         )
 
 
@@ -365,47 +372,30 @@ def record(module: nn.Module, inputs: Sequence[Tensor], *, as_list: bool = False
     return OpGraph(tuple(tensors), tuple(roots), tuple(sources), outputs, tuple(ops), tuple(weights), tuple(returned))
 
 
-def fold_norms(module: nn.Module, inputs: Sequence[Tensor], *, within: int = 0) -> nn.Module:
-    """Fold every batch norm into the convolution before it, in place, where the recorded ops prove it safe.
+def fold_norms(
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    *,
+    within: int = 0,
+    as_list: bool = False,
+    kept: Collection[nn.Module] = (),
+    is_ours: bool = False,
+) -> list[folding.Unfused]:
+    """Fold every batch norm into the layer before it, in place, where the recorded ops prove that nothing changes.
 
-    Safe: both layers run once, the convolution feeds the norm alone. `within`: how many leading parts of the two
-    layers' names must agree (so that a fold stays inside one block). For modules that do not fuse themselves.
+    For modules that do not fuse themselves; returns the norms that stay, with the reason. See `folding.fold_norms`.
+    `is_ours`: no scripted code that would hide a read from the recorder is in it (timm's, torchvision's nets).
     """
-    from torch import nn
+    import torch
 
-    from bblab import blockkit
+    from bblab import folding
 
-    graph = record(module, inputs)
-    runs: dict[str, int] = {}
-    readers: dict[int, list[Op]] = {}
-    for op in graph.ops:
-        if op.name in ("conv2d", "batch_norm"):
-            runs[op.layer] = runs.get(op.layer, 0) + 1
-        for i in op.inputs:
-            readers.setdefault(i, []).append(op)
-    by_name = dict(module.named_modules())
-    for op in graph.ops:
-        behind = readers.get(op.outputs[0], [])
-        if op.name != "conv2d" or len(behind) != 1 or behind[0].name != "batch_norm" or op.outputs[0] in graph.outputs:
-            continue
-        first, second = op.layer, behind[0].layer
-        if first.split(".")[:within] != second.split(".")[:within] or runs[first] != 1 or runs[second] != 1:
-            continue
-        conv, norm = by_name.get(first), by_name.get(second)
-        if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
-            continue
-        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-            continue
-        # timm's BatchNormAct2d carries the dropout and activation that follow the norm.
-        rest = [m for n, m in norm.named_children() if n in ("drop", "act")]
-        _put(module, first, blockkit.fold(conv, norm))
-        _put(module, second, nn.Sequential(*rest) if rest else nn.Identity())
-    return module
+    def run() -> None:
+        module(list(inputs)) if as_list else module(*inputs)
 
-
-def _put(module: nn.Module, path: str, new: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(module.get_submodule(parent), name, new)
+    with torch.no_grad():
+        graph = record(module, inputs, as_list=as_list)
+        return folding.fold_norms(module, graph, None if is_ours else run, within=within, kept=kept)
 
 
 # A module that needs real numbers to run is built on the CPU up to this size. Chosen by us: four times ViT-L.
@@ -447,7 +437,7 @@ def recorder_version() -> str:
     from pathlib import Path
 
     here = Path(__file__).parent
-    text = b"".join((here / name).read_bytes() for name in ("ops.py", "shapes.py", "blockkit.py"))
+    text = b"".join((here / name).read_bytes() for name in ("ops.py", "shapes.py", "folding.py", "blockkit.py"))
     try:
         torch_version = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
@@ -549,29 +539,83 @@ def block_graph(row: Row, info: BlockInfo, shapes: tuple[Shape, ...], form: Form
     return MEMORY.graph(key, lambda: _record_block(row, info, shapes, form))
 
 
-def deploy_block(module: nn.Module, info: BlockInfo, shapes: tuple[Shape, ...], device: str) -> nn.Module:
-    """A block fused in place, for a module of one's own; a user's module also gets its batch norms folded."""
+def deploy_block(
+    module: nn.Module,
+    info: BlockInfo,
+    shapes: tuple[Shape, ...],
+    device: str,
+    unfused: list[folding.Unfused] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """A block fused in place, for a module of one's own; a user's module also gets its batch norms folded.
+
+    A user's fuse method that raises, or whose result does not run or gives another shape, leaves the train form;
+    `unfused` then has the layer and the reason, as it has every norm that stays. On the meta device a fuse method that
+    fails raises NotImplementedError: it may need real numbers.
+    """
     import torch
 
-    from bblab import blockkit
+    from bblab import blockkit, folding
 
-    with shapes_only():
-        fused = blockkit.deploy_in_place(module.eval())
-    if info.origin == "lab" and len(shapes) == 1:
-        fold_norms(fused, [torch.zeros((1, *shapes[0]), device=device)])
+    module = module.eval()
+    if info.origin != "lab":
+        with shapes_only():
+            return blockkit.deploy_in_place(module)
+    several = len(shapes) > 1
+    stay: list[folding.Unfused] = [] if unfused is None else unfused
+    with torch.no_grad(), shapes_only():
+        example = [torch.zeros((1, *shape), device=device, dtype=dtype) for shape in shapes]
+        before = record(module, example, as_list=several)
+        whole = folding.Snapshot(module)
+        made = folding.deploy(module)
+        fused, failed = made.module, made.failed
+        why = _wrong_form(fused, example, several, before) if made.calls else ""
+        if device == "meta" and (why or failed):
+            raise NotImplementedError(f"on the meta device the deploy form {why or failed[0][1]}")
+        if why:
+            whole.restore()
+            stay.append(("", f"its deploy form {why}"))
+            return module
+        stay += failed
+        if any(folding.is_norm(m) for m in fused.modules()):
+            parts = folding.Snapshot(fused)
+            left = fold_norms(fused, example, as_list=several, kept=made.kept)
+            why = _wrong_form(fused, example, several, before)
+            if why:  # the forward looks at the norm itself, say
+                parts.restore()
+                left = [(n, f"folded, the block {why}") for n, m in fused.named_modules() if folding.is_norm(m)]
+            stay += left
     return fused
+
+
+def _wrong_form(module: nn.Module, example: Sequence[Tensor], several: bool, before: OpGraph) -> str:
+    """What is wrong with a fused block: it does not run, or gives other shapes than the train form; empty if nothing."""
+    from bblab import folding
+
+    try:
+        shapes = record(module, example, as_list=several).output_shapes
+    except (Exception, SystemExit) as error:
+        return f"does not run: {folding.words(error)}"
+    if shapes != before.output_shapes:
+        theirs, ours = (" and ".join("x".join(map(str, s)) for s in each) for each in (shapes, before.output_shapes))
+        return f"gives {theirs}, the train form {ours}"
+    return ""
 
 
 def _record_block(row: Row, info: BlockInfo, shapes: tuple[Shape, ...], form: Form) -> OpGraph:
     in_ch: int | tuple[int, ...] = shapes[0][0] if len(shapes) == 1 else tuple(s[0] for s in shapes)
 
+    unfused: list[folding.Unfused] = []
+
     def make(device: str) -> nn.Module:
         from torch import nn
 
+        unfused.clear()
         module = blocks.make(row, in_ch, info, device=device)
         if not isinstance(module, nn.Module):
             raise BblabError(f"{info.class_name} is no nn.Module", hint=f"let it inherit from nn.Module in {info.file}")
-        module = module.eval() if form == "train" else deploy_block(module, info, shapes, device)
+        module = module.eval() if form == "train" else deploy_block(module, info, shapes, device, unfused)
         module.register_forward_hook(check_output)
         return module
 
@@ -585,7 +629,7 @@ def _record_block(row: Row, info: BlockInfo, shapes: tuple[Shape, ...], form: Fo
 
     size = " and ".join("x".join(map(str, s)) for s in shapes)
     try:
-        return record_anywhere(make, shapes, as_list=len(shapes) > 1)
+        return replace(record_anywhere(make, shapes, as_list=len(shapes) > 1), unfused=tuple(unfused))
     except BblabError:
         raise
     except (Exception, SystemExit) as error:
