@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=type[nn.Module])
-M2 = TypeVar("M2", bound=nn.Module)
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def block(kind: str, *, replace: bool = False, keeps_channels: bool = False, is_head: bool = False) -> Callable[[M], M]:
@@ -317,7 +317,7 @@ def own_way(layer: nn.Module, kinds: tuple[type[nn.Module], ...]) -> str:
     return ""
 
 
-def not_affine(norm: nn.Module) -> str:
+def not_affine(norm: Any) -> str:
     """Why a norm is not one scale and shift per channel; empty where it is."""
     why = own_way(norm, _NORMS)
     if not why and norm.training:
@@ -327,7 +327,7 @@ def not_affine(norm: nn.Module) -> str:
     return why
 
 
-def fold(layer: M2, norm: nn.Module) -> M2:
+def fold(layer: Layer, norm: nn.Module) -> Layer:
     """One convolution (plain, transposed) or linear layer that equals `norm(layer(x))` with the running statistics.
 
     Linear, hence exact. Raises ValueError where it would not be: a forward of its own, a hook, no statistics.
@@ -351,7 +351,7 @@ def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
     return scaled(layer, *affine(norm))
 
 
-def scaled(layer: nn.Module, scale: Tensor | None = None, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def scaled(layer: Any, scale: Tensor | None = None, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Weight and bias, in float64, of a layer whose output is multiplied by `scale` and moved by `shift`, per channel.
 
     Output channels are axis 0 of the weight; of a transposed convolution's they are axis 1, group by group.
@@ -370,7 +370,7 @@ def scaled(layer: nn.Module, scale: Tensor | None = None, shift: Tensor | None =
     return grouped.reshape(weight.shape), bias * scale + shift
 
 
-def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+def affine(norm: Any) -> tuple[Tensor, Tensor]:
     """A batch norm in eval mode as scale and shift per channel, in float64."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = torch.rsqrt(norm.running_var.double() + norm.eps)
@@ -381,23 +381,23 @@ def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     return scale, shift if norm.bias is None else norm.bias.detach().double() + shift
 
 
-def with_weights(like: M2, kernel: Tensor, bias: Tensor) -> M2:
+def with_weights(like: Layer, kernel: Tensor, bias: Tensor) -> Layer:
     """A layer of the same class and geometry as `like` with this kernel and bias. Its constructor is not called.
 
     A convolution's kernel may have another size: the padding grows by as much.
     """
-    new = copy.copy(like)
+    new: Any = copy.copy(like)  # torch has no type for "a convolution or a linear layer"
     new._parameters = dict(like._parameters)
-    dtype = like.weight.dtype
+    dtype = new.weight.dtype
     new.weight = nn.Parameter(kernel.to(dtype))
     new.bias = nn.Parameter(bias.to(dtype))
     size = tuple(kernel.shape[2:])
-    if size != getattr(like, "kernel_size", size):
-        if isinstance(like.padding, str):
-            raise ValueError(f"a kernel grows only beside padding in numbers, read {like.padding!r}")
-        axes = range(len(size))
+    old = getattr(new, "kernel_size", size)
+    if size != old:
+        if isinstance(new.padding, str):
+            raise ValueError(f"a kernel grows only beside padding in numbers, read {new.padding!r}")
         new.kernel_size = size
-        new.padding = tuple(like.padding[i] + (size[i] - like.kernel_size[i]) // 2 * like.dilation[i] for i in axes)
+        new.padding = tuple(new.padding[i] + (size[i] - old[i]) // 2 * new.dilation[i] for i in range(len(size)))
         new._reversed_padding_repeated_twice = [p for p in reversed(new.padding) for _ in range(2)]
     return new.train(like.training)
 

@@ -75,7 +75,7 @@ def build(spec: ArchSpec, kinds: Mapping[str, BlockInfo], *, form: Form = "train
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """A fused net in eval mode, and (layer, why) for what stays in it as it is in training."""
+    """A fused net in eval mode, and what stays in it as it is in training."""
 
     module: nn.Module
     unfused: tuple[Unfused, ...] = ()
@@ -105,7 +105,7 @@ def deployed(module: nn.Module, spec: ArchSpec, kinds: Mapping[str, BlockInfo]) 
         given = copy.deepcopy(row)
         made = ops.deploy_block(given, kind, shapes[place.where], like.device.type, own, dtype=like.dtype)
         setattr(holder, name, made.eval())
-        unfused += [(f"{place.where}.{layer}".rstrip("."), why) for layer, why in own]
+        unfused += [(f"{place.where}.{layer}".rstrip("."), why, has_failed) for layer, why, has_failed in own]
     return Deployed(fused.eval(), tuple(unfused))
 
 
@@ -206,7 +206,7 @@ def calibrate(module: nn.Module, spec: ArchSpec, *, seed: int = 0, perturb: floa
 
 
 LARGEST_REL_DIFF = 1e-3
-"""Deploy form against train form, of the largest value of a map. No built-in spec reaches 1e-5 (tests/test_build.py)."""
+"""Deploy form against train form, of a map's largest value. No built-in spec reaches 1e-5 (tests/test_build.py)."""
 ROUNDING = 1e-6
 """What two forms of one function may differ by in float64. No built-in spec reaches 1e-12 (tests/test_build.py)."""
 
@@ -251,7 +251,7 @@ class Difference:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Difference:
-        unfused = tuple((str(layer), str(why)) for layer, why in value["unfused"])
+        unfused = tuple((str(layer), str(why), bool(has_failed)) for layer, why, has_failed in value["unfused"])
         return Difference(**{**value, "where": tuple(value["where"]), "unfused": unfused})
 
 
@@ -374,7 +374,7 @@ class Library(nn.Module):
             fused.net = library.reparameterize(fused.net, self.name)
         except Exception as error:  # the library's own fault: the net runs as it is
             fused = copy.deepcopy(self).eval()
-            unfused.append(("", f"its library's reparameterize failed: {words(error)}"))
+            unfused.append(("", f"its library cannot fuse it: {words(error)}", True))
         given = [x.to(device=like.device, dtype=like.dtype) for x in example]
         unfused += ops.fold_norms(fused, given, is_ours=True)
         return Deployed(fused.eval(), tuple(unfused))

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from bblab import blockkit
 
-Unfused = tuple[str, str]
-"""A layer that stays as it is in training, and why."""
+Unfused = tuple[str, str, bool]
+"""A layer that stays as it is in training, why, and whether a fuse method failed there (else it is a norm)."""
 
 
 class RecordedGraph(Protocol):
@@ -48,7 +48,7 @@ class Snapshot:
 
     def restore(self) -> None:
         for module, kind, attributes in self._held:
-            module.__class__ = kind  # type: ignore[assignment]
+            module.__class__ = kind
             module.__dict__.clear()
             module.__dict__.update({k: _shallow(v) for k, v in attributes.items()})
         for tensor, value in self._values:
@@ -71,7 +71,7 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """What a user's fuse methods made: the module, how many were called, the parts of it whose method failed, and why."""
+    """What a user's fuse methods made: the module, how many ran, the parts whose method failed, and why."""
 
     module: nn.Module
     calls: int
@@ -109,7 +109,7 @@ def deploy(module: nn.Module) -> Fused:
         except (Exception, SystemExit) as error:
             before.restore()
             kept.update(part.modules())
-            failed.append((names.get(id(part), ""), f"its {method.__name__}() failed: {words(error)}"))
+            failed.append((names.get(id(part), ""), f"its {method.__name__}() failed: {words(error)}", True))
             return part
         finally:
             torch.set_default_dtype(usual)
@@ -156,7 +156,7 @@ def fold_norms(
     """
     plan = _Plan(module, graph, within)
     plan.make()
-    if run is not None and plan.folds and plan.has_unseen:  # scripted code or the like: who else reads the layers' results?
+    if run is not None and plan.folds and plan.has_unseen:  # scripted code, say: does it read too?
         read = _read_elsewhere([plan.layers[name] for fold in plan.folds for name in fold[1]], run)
         if read:
             plan = _Plan(module, graph, within)
@@ -169,7 +169,7 @@ def fold_norms(
         why = _folded_in_place(plan.layers[norm], [plan.layers[name] for name in layers])
         if why:
             stay[norm] = why
-    return [(name, why) for name, why in stay.items() if id(plan.layers.get(name)) not in held]
+    return [(name, why, False) for name, why in stay.items() if id(plan.layers.get(name)) not in held]
 
 
 _PRODUCERS = (
@@ -313,14 +313,14 @@ def _not_affine(norm: nn.Module) -> str:
     return blockkit.not_affine(norm)
 
 
-def _folded_in_place(norm: nn.Module, layers: Sequence[nn.Module]) -> str:
+def _folded_in_place(norm: nn.Module, layers: Sequence[Any]) -> str:
     """Fold, and make an identity of the norm, both in place: whatever else refers to them sees the same."""
     rest = [m for name, m in norm.named_children() if name in ("drop", "act")]
     new = (nn.Sequential(*rest) if rest else nn.Identity()).train(norm.training)
     scale, shift = blockkit.affine(norm)
     folded = [blockkit.scaled(layer, scale, shift) for layer in layers]
     try:
-        norm.__class__ = type(new)  # type: ignore[assignment]
+        norm.__class__ = type(new)
     except TypeError as error:
         return f"it cannot be taken out: {error}"
     norm.__dict__.clear()

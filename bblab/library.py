@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bblab import ops
@@ -95,19 +96,30 @@ def graph_of(spec: ArchSpec, form: Form = "train", size: tuple[int, int] | None 
         version = "missing"
     key = "|".join((ops.recorder_version(), "library", spec.library, version, repr(shape), form))
 
+    unfused: list[tuple[str, str, bool]] = []
+
     def make(device: str) -> nn.Module:
         import torch
 
+        unfused.clear()
         net = make_net(spec.library or "", device=device)
         if form == "deploy":
-            with torch.device(device):  # timm makes the fused layers on the default device
-                net = reparameterize(net, spec.library or "")
-            ops.fold_norms(net, [torch.zeros((1, *shape), device=device)])
+            try:
+                with torch.device(device):  # timm makes the fused layers on the default device
+                    net = reparameterize(net, spec.library or "")
+            except NotImplementedError:
+                raise  # it needs real numbers, perhaps
+            except Exception as error:
+                if device == "meta":
+                    raise NotImplementedError("on the meta device the library cannot fuse it") from error
+                net = make_net(spec.library or "", device=device)
+                unfused.append(("", f"its library cannot fuse it: {type(error).__name__}: {error}", True))
+            unfused.extend(ops.fold_norms(net, [torch.zeros((1, *shape), device=device)], is_ours=True))
         return net
 
     def run() -> OpGraph:
         try:
-            return ops.record_anywhere(make, [shape])
+            return replace(ops.record_anywhere(make, [shape]), unfused=tuple(unfused))
         except BblabError:
             raise
         except Exception as error:

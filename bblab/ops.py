@@ -81,7 +81,7 @@ class OpGraph:
     module_outputs: tuple[tuple[str, int, int], ...] = ()
     """(module, tensor, number of ops done) for every submodule that returned one tensor, in order."""
     unfused: tuple[folding.Unfused, ...] = ()
-    """Of a deploy form: (layer, why) for what stays as it is in training."""
+    """Of a deploy form: what stays as it is in training."""
 
     @property
     def output_shapes(self) -> tuple[Shape, ...]:
@@ -116,7 +116,7 @@ class OpGraph:
             tuple(Op(n, la, tuple(i), tuple(o), tuple(p), a, bool(f & 1), bool(f & 2)) for n, la, i, o, p, a, f in ops),
             tuple(Weight(n, tuple(s), b, bool(le)) for n, s, b, le in params),
             tuple((n, t, k) for n, t, k in modules),
-            tuple((layer, why) for layer, why in unfused),
+            tuple((layer, why, has_failed) for layer, why, has_failed in unfused),
         )
 
 
@@ -575,7 +575,7 @@ def deploy_block(
             raise NotImplementedError(f"on the meta device the deploy form {why or failed[0][1]}")
         if why:
             whole.restore()
-            stay.append(("", f"its deploy form {why}"))
+            stay.append(("", f"its deploy form {why}", True))
             return module
         stay += failed
         if any(folding.is_norm(m) for m in fused.modules()):
@@ -584,13 +584,14 @@ def deploy_block(
             why = _wrong_form(fused, example, several, before)
             if why:  # the forward looks at the norm itself, say
                 parts.restore()
-                left = [(n, f"folded, the block {why}") for n, m in fused.named_modules() if folding.is_norm(m)]
+                norms = [name for name, m in fused.named_modules() if folding.is_norm(m)]
+                left = [(name, f"with it folded the block {why}", False) for name in norms]
             stay += left
     return fused
 
 
 def _wrong_form(module: nn.Module, example: Sequence[Tensor], several: bool, before: OpGraph) -> str:
-    """What is wrong with a fused block: it does not run, or gives other shapes than the train form; empty if nothing."""
+    """What is wrong with a fused block (it does not run, or gives other shapes than the train form); or nothing."""
     from bblab import folding
 
     try:

@@ -113,6 +113,7 @@ def _notes(rows: Sequence[Row], groups: Mapping[Group, Sequence[tuple[Row, Row |
         notes.append(NO_INTERVAL_WORDS)
     if any(r["form"] == "train" for r in rows):
         notes.append("train is the unfused form: not what a device runs")
+    notes += dict.fromkeys(f"{r['label']}: {r['form_doubt']}" for r in rows if r.get("form_doubt"))
     notes += _disagreements(sessions)
     notes += _waste(rows)
     return tuple(notes)

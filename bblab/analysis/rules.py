@@ -57,6 +57,18 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Forms:
+    """What was measured of the two forms: see `build.Difference`."""
+
+    rel_diff: float
+    words: str
+    is_rounding: bool
+    is_another_function: bool
+    where: tuple[str, ...] = ()
+    unfused: tuple[tuple[str, str, bool], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Subject:
     """Everything a rule may look at. Costs are at the spec's input; pieces end at the last tap."""
 
@@ -70,6 +82,7 @@ class Subject:
     peer: NetCost | None = None
     own_at_peer: NetCost | None = None
     timed_forms: tuple[str, ...] = ()
+    forms: Forms | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,6 +481,85 @@ def _uncounted(s: Subject, r: Rule) -> Iterator[Finding]:
         yield r.finding(", ".join(names), "no rule counts these ops: the MACs shown leave them out")
     if s.deploy.unknown:
         yield r.finding(s.deploy.unknown, "the receptive field cannot be followed through this op", "note")
+
+
+FORMS = "float32 folding stays below 1e-5 in every built-in spec: tests/test_build.py"
+
+
+@rule("forms-differ", "error", f"limit 1e-3 of the largest value; {FORMS}")
+def _forms_differ(s: Subject, r: Rule) -> Iterator[Finding]:
+    """A deploy form that computes something else than the train form: what is timed and exported was never trained."""
+    if s.forms is None or s.forms.rel_diff <= 1e-5:
+        return
+    where = ", ".join(s.forms.where) or "backbone"
+    if s.forms.is_another_function:
+        yield r.finding(where, f"the deploy form computes another function: off by {s.forms.words}")
+    elif s.forms.is_rounding and s.forms.rel_diff > 1e-3:
+        yield r.finding(where, f"the forms differ by rounding alone: {s.forms.words}", "note")
+    elif not s.forms.is_rounding:
+        yield r.finding(where, f"the forms differ a little, and not by rounding: {s.forms.words}", "warning")
+
+
+@rule("fuse-failed", "warning", "the error that the block's own fuse method ended with")
+def _fuse_failed(s: Subject, r: Rule) -> Iterator[Finding]:
+    """A block whose fuse method failed: its train form is counted, timed and exported as its deploy form."""
+    for left in unfused(s):
+        if left.has_failed:
+            yield r.finding(left.where, f"{left.why}; its train form is taken for the deploy form")
+
+
+@rule("unfused-norm", "note", "one more pass through memory for nothing; arXiv:1807.11164 guideline G4")
+def _unfused_norm(s: Subject, r: Rule) -> Iterator[Finding]:
+    """A batch norm that stays in the deploy form, because folding it would not be exact."""
+    for left in unfused(s):
+        if not left.has_failed:
+            yield r.finding(left.where, f"a norm is not folded: {left.why}")
+
+
+@dataclass(frozen=True, slots=True)
+class Unfused:
+    """Something that stays in the deploy form as it is in training: a norm, or a block whose fuse method failed."""
+
+    where: str
+    why: str
+    has_failed: bool
+
+
+def unfused(s: Subject) -> list[Unfused]:
+    """Everything that stays in the deploy form as it is in training, as far as the last tap."""
+    # A fuse method may fail on real weights where it passed without values.
+    every = [] if s.forms is None else [Unfused(*left) for left in s.forms.unfused if left[2]]
+    for piece in s.deploy_pieces:
+        named = {layer: Unfused(f"{piece.where}.{layer}".rstrip("."), why, failed) for layer, why, failed in
+                 piece.graph.unfused}  # fmt: skip
+        every += named.values()
+        for op in piece.graph.ops:
+            is_in_failed = any(left.has_failed and _is_within(op.layer, layer) for layer, left in named.items())
+            if op.name == "batch_norm" and op.layer not in named and not is_in_failed:
+                every.append(Unfused(f"{piece.where}.{op.layer}".rstrip("."), _norm_follows(piece.graph, op), False))
+    return list({left.where: left for left in reversed(every)}.values())[::-1]
+
+
+def _is_within(layer: str, outer: str) -> bool:
+    return not outer or layer == outer or layer.startswith(f"{outer}.")
+
+
+def _norm_follows(graph: OpGraph, norm: Op) -> str:
+    """What a norm follows, in a block that bblab did not look at norm by norm."""
+    maker = next((op for op in graph.ops if norm.inputs[0] in op.outputs), None)
+    return "it comes first in its block" if maker is None else f"it follows {maker.name} there"
+
+
+@rule("deploy-larger", "warning", "fusing takes branches and norms away; the device pays for what it adds")
+def _deploy_larger(s: Subject, r: Rule) -> Iterator[Finding]:
+    """A deploy form with more parameters, MACs or operations than the train form."""
+    more = []
+    for key, what in (("params", "parameters"), ("macs", "MACs"), ("num_ops", "operations")):
+        train, deploy = (cost.sum(key, backbone=True) for cost in (s.train, s.deploy))
+        if deploy > train:
+            more.append(f"{deploy:,} {what} instead of {train:,}")
+    if more:
+        yield r.finding("backbone", f"the deploy form is larger than the train form: {', '.join(more)}")
 
 
 @rule("unfused-latency", "warning", NOTES)

@@ -140,14 +140,14 @@ def _net(spec: ArchSpec, kinds: Mapping[str, BlockInfo], form: Form, device: str
     """The whole net in eval mode: every stage and the head where there is one; another library's net as it is."""
     from torch import nn
 
-    from bblab import blockkit, build, library
+    from bblab import build, library
 
     example = _example(spec, device)
     if spec.library:
         net = library.make_net(spec.library, device=device)
         if form == "deploy":
             net = library.reparameterize(net, spec.library)
-            ops.fold_norms(net, [example])
+            ops.fold_norms(net, [example], is_ours=True)
         return net.eval()
 
     class Whole(nn.Module):
@@ -160,12 +160,8 @@ def _net(spec: ArchSpec, kinds: Mapping[str, BlockInfo], form: Form, device: str
                 x = stage(x)
             return x if self.body.head is None else self.body.head(x)  # type: ignore[operator]
 
-    whole = Whole(build.Backbone(spec, kinds, device=device)).eval()
-    if form == "deploy":
-        whole = blockkit.deploy(whole)  # type: ignore[assignment]
-        if any(kinds[row.kind].origin == "lab" for stage in spec.stages for row in stage.rows):
-            ops.fold_norms(whole, [example], within=4)  # body.stages.<stage>.<row>
-    return whole
+    body: nn.Module = build.Backbone(spec, kinds, device=device)
+    return Whole(build.to_deploy(body, spec, kinds) if form == "deploy" else body).eval()
 
 
 def _example(spec: ArchSpec, device: str) -> Tensor:

@@ -120,9 +120,16 @@ def _forms(row: Mapping[str, Any]) -> RenderableType:
     if difference is None:
         said = Text("the forms' outputs were not compared", style="dim")
     else:
-        style = "green" if difference < 1e-5 else "bold red"
-        said = Text(f"the forms' outputs differ by {difference:.1e} of the largest value (measured)", style=style)
+        exact = row["deploy_max_rel_diff_float64"]
+        style = "green" if difference < 1e-5 else "yellow" if exact is not None and exact < 1e-6 else "bold red"
+        more = "" if exact is None else f", by {exact:.1e} in float64" + (": rounding" if exact < 1e-6 else "")
+        said = Text(f"the forms' outputs differ by {difference:.1e} of the largest value (measured){more}", style=style)
     parts: list[RenderableType] = [table, said]
+    by_reason: dict[str, list[str]] = {}
+    for left in row["unfused"]:
+        by_reason.setdefault(left["why"], []).append(left["where"])
+    for why, where in by_reason.items():
+        parts.append(Text(f"not fused: {_places(where, 3)}: {why}", style="yellow"))
     uncounted = sorted({*train["uncounted"], *deploy["uncounted"]})
     if uncounted:
         parts.append(Text("not counted: " + ", ".join(uncounted), style="yellow"))
@@ -209,6 +216,8 @@ def _latency(rows: list[Mapping[str, Any]]) -> RenderableType:
         doubt = "" if r["steady"] else "not steady: " + "; ".join(r["doubts"])
         if r["form"] == "train":
             doubt = "unfused; " + doubt if doubt else "unfused: not what the device runs"
+        if r.get("form_doubt"):
+            doubt = f"{r['form_doubt']}; {doubt}".rstrip("; ")
         table.add_row(
             r["form"], milliseconds(r["cpu_p10_s"]), digits(r["ratio"]),
             _interval(*interval_of(r)),

@@ -34,6 +34,7 @@ from bblab.store import NewRun, Store
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bblab.build import Difference
     from bblab.lab import exporting, training
     from bblab.lab.benching import Measured
     from bblab.lab.devices import Saved, Seen
@@ -53,7 +54,11 @@ Progress = Callable[[int, int, float | None, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Everything known about one spec. `deploy_max_rel_diff` is None where it was not verified."""
+    """Everything known about one spec. `deploy_max_rel_diff` is None where it was not verified.
+
+    `deploy_max_rel_diff_float64` is None where float32 agrees to 1e-5 already. `unfused`: what stays in the deploy form
+    as it is in training, and why.
+    """
 
     spec: ArchSpec
     train: NetCost
@@ -62,6 +67,8 @@ class Profile:
     no_geometry_because: str
     findings: tuple[rules.Finding, ...]
     deploy_max_rel_diff: float | None
+    deploy_max_rel_diff_float64: float | None = None
+    unfused: tuple[rules.Unfused, ...] = ()
     timings: tuple[Timing, ...] = ()
     timing_rows: tuple[Mapping[str, Any], ...] = ()
     run_id: int | None = None
@@ -82,6 +89,8 @@ class Profile:
             "taps": [m.stage for m in deploy.taps],
             "forms": {"train": _form_json(self.train), "deploy": _form_json(deploy)},
             "deploy_max_rel_diff": self.deploy_max_rel_diff,
+            "deploy_max_rel_diff_float64": self.deploy_max_rel_diff_float64,
+            "unfused": [asdict(left) for left in self.unfused],
             "receptive_field": last.receptive_field if last else None,
             "receptive_field_unknown": deploy.unknown or None,
             "is_receptive_field_global": bool(last and last.is_global),
@@ -111,6 +120,20 @@ class Profile:
             "latency": [dict(row) for row in self.timing_rows],
             "run_id": self.run_id,
         }
+
+
+def _form_facts(difference: Difference | None) -> rules.Forms | None:
+    """The measured difference as the rules read it."""
+    if difference is None:
+        return None
+    return rules.Forms(
+        rel_diff=difference.in_float32,
+        words=difference.words(),
+        is_rounding=difference.is_rounding,
+        is_another_function=difference.is_another_function,
+        where=difference.where,
+        unfused=difference.unfused,
+    )
 
 
 def _form_json(cost: NetCost) -> dict[str, Any]:
@@ -232,6 +255,7 @@ class Lab:
         self.notices: list[str] = []
         self._analyst: Analyst | None = None
         self._versions: dict[str, str] = {}
+        self._differences: dict[str, Difference | None] = {}
 
     # ------------------------------------------------------------------------------------------ specs and blocks
 
@@ -441,13 +465,18 @@ class Lab:
             try:
                 profiles = self._stored(profiles)
             except RunError as error:
-                rows = [replace(p, timing_rows=tuple(t.to_json() for t in p.timings)) for p in profiles]
+                rows = [self._with_rows(p) for p in profiles]
                 raise Partial(rows, error) from error
         else:
-            profiles = [replace(p, timing_rows=tuple(t.to_json() for t in p.timings)) for p in profiles]
+            profiles = [self._with_rows(p) for p in profiles]
         if stopped is not None:
             raise Partial(profiles, stopped)
         return profiles
+
+    def _with_rows(self, p: Profile) -> Profile:
+        """The profile with its timings as rows that are not stored."""
+        rows = [{**t.to_json(), "form_doubt": self.form_doubt(p.spec, t.form) or None} for t in p.timings]
+        return replace(p, timing_rows=tuple(rows))
 
     @_to_stderr
     def layers(self, spec: ArchSpec) -> list[dict[str, Any]]:
@@ -481,17 +510,25 @@ class Lab:
 
     @_to_stderr
     def check(self, reference: str | ArchSpec, edits: Sequence[str] = ()) -> Profile:
-        """A profile without latency and without the measured difference: what `bblab check` looks at."""
+        """A profile without latency: what `bblab check` looks at. The forms of a lab's own blocks are compared."""
         spec = reference if isinstance(reference, ArchSpec) else self.spec(reference, edits)
-        return self._analysed(spec, verify=False)
+        return self._analysed(spec, verify=self._has_own_block(spec))
+
+    def _has_own_block(self, spec: ArchSpec) -> bool:
+        """Whether a block of the lab is in the net; the forms of the built-in ones agree in every release's tests."""
+        return any(self.kinds[row.kind].origin == "lab" for stage in spec.stages for row in stage.rows)
 
     def _analysed(self, spec: ArchSpec, verify: bool) -> Profile:
         analyst = self.analyst
         train, deploy = analyst.cost(spec, "train"), analyst.cost(spec, "deploy")
         geometry, why_not = self._geometry(spec)
-        found = rules.findings(self._subject(spec, train, deploy, geometry))
         difference = self._difference(spec) if verify else self._remembered_difference(spec)
-        return Profile(spec, train, deploy, geometry, why_not, tuple(found), difference)
+        subject = replace(self._subject(spec, train, deploy, geometry), forms=_form_facts(difference))
+        found = rules.findings(subject)
+        unfused = tuple(rules.unfused(subject))
+        apart = None if difference is None else difference.in_float32
+        exact = None if difference is None else difference.in_float64
+        return Profile(spec, train, deploy, geometry, why_not, tuple(found), apart, exact, unfused)
 
     def _geometry(self, spec: ArchSpec) -> tuple[geo.Geometry | None, str]:
         """The tracker card; None, with the reason, for a net that cannot run at tracker sizes."""
@@ -540,24 +577,32 @@ class Lab:
         measuring = hashlib.sha256((Path(bblab.__file__).parent / "build.py").read_bytes()).hexdigest()[:12]
         return "|".join(("deploy-difference", measuring, ops.recorder_version(), code, spec.spec_id))
 
-    def _remembered_difference(self, spec: ArchSpec) -> float | None:
+    def _remembered_difference(self, spec: ArchSpec) -> Difference | None:
         text = ops.MEMORY.text(self._difference_key(spec))
+        if not text:
+            return None
+        from bblab.build import Difference
+
         try:
-            return float(text) if text else None
-        except ValueError:
+            return Difference.from_json(json.loads(text))
+        except (ValueError, TypeError, KeyError):
             return None  # only a cache
 
-    def _difference(self, spec: ArchSpec) -> float | None:
-        known = self._remembered_difference(spec)
-        if known is not None:
-            return known
+    def _difference(self, spec: ArchSpec) -> Difference | None:
+        key = self._difference_key(spec)
+        if key not in self._differences:
+            known = self._remembered_difference(spec)
+            self._differences[key] = self._measured_difference(spec) if known is None else known
+        return self._differences[key]
+
+    def _measured_difference(self, spec: ArchSpec) -> Difference | None:
         if too_large := _too_large(self.analyst.cost(spec, "train")):
             self.notices.append(f"{spec.name}: the two forms were not compared: {too_large}")
             return None
         from bblab import build
 
         try:
-            measured = build.deploy_difference(spec, self.kinds)
+            measured = build.compared(spec, self.kinds)
         except BblabError as error:
             self.notices.append(error.message)
             return None
@@ -565,14 +610,30 @@ class Lab:
             said = (str(error).strip().splitlines() or [""])[0]
             self.notices.append(f"{spec.name}: the two forms were not compared: {type(error).__name__}: {said}")
             return None
-        ops.MEMORY.keep_text(self._difference_key(spec), repr(measured))
+        ops.MEMORY.keep_text(self._difference_key(spec), json.dumps(measured.to_json()))
         return measured
 
     # -- latency
 
+    def form_doubt(self, spec: ArchSpec, form: Form) -> str:
+        """What is wrong with taking this form's latency for the net's; empty where nothing is known to be."""
+        if form != "deploy" or not self._has_own_block(spec):
+            return ""
+        difference = self._difference(spec)
+        if difference is None:
+            return ""
+        if difference.is_another_function:
+            return f"its deploy form computes another function than its train form: off by {difference.words()}"
+        failed = [f"{where}: {why}" for where, why, has_failed in difference.unfused if has_failed]
+        return f"its train form was taken for the deploy form: {'; '.join(failed)}" if failed else ""
+
     def candidate(self, spec: ArchSpec, form: Form, side: tuple[int, int]) -> Candidate:
         """A spec as the latency room takes it: cut at its taps, at an input size."""
         from bblab.latency import Candidate
+
+        doubt = self.form_doubt(spec, form)
+        if doubt and (notice := f"{spec.name}: {doubt}") not in self.notices:
+            self.notices.append(notice)
 
         def make() -> Any:
             from bblab import build
@@ -803,7 +864,14 @@ class Lab:
             if not outcome.timings:
                 continue
             ranked = places(outcome.timings)
-            extras = {label: {"rank": rank, "tied_with": tied} for label, (rank, tied) in ranked.items()}
+            extras = {
+                t.label: {
+                    "rank": ranked[t.label][0],
+                    "tied_with": ranked[t.label][1],
+                    "form_doubt": self.form_doubt(by_label[t.label], t.form) or None,
+                }
+                for t in outcome.timings
+            }
             made: Sequence[Mapping[str, Any]] = [
                 {**t.to_json(), **extras[t.label], "conditions": _conditions(t)} for t in outcome.timings
             ]
@@ -1044,7 +1112,8 @@ class Lab:
                 for t in p.timings:
                     if t.session not in conditions_ids:
                         conditions_ids[t.session] = self._store_conditions(store, t)
-                    rows.append(self._store_timing(store, p.spec, t, conditions_ids[t.session]))
+                    extra = {"form_doubt": self.form_doubt(p.spec, t.form) or None}
+                    rows.append(self._store_timing(store, p.spec, t, conditions_ids[t.session], extra))
                 p = replace(p, timing_rows=tuple(rows))
                 result = {k: v for k, v in p.to_json().items() if k not in ("latency", "run_id")}
                 run_id = store.add(
