@@ -157,8 +157,8 @@ def _draw_device(done: HandOver) -> None:
     feeds = manifest["input"]["feeds"]
     out.print(f"[bold]{done.spec.name}[/] {manifest['target']}, deploy form; takes {feeds}", soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("file", "for", "tap", "map", "off torch's", "size"):
-        table.add_column(name, justify="right" if name in ("off torch's", "size") else "left", overflow="fold")
+    for name in ("file", "for", "tap", "map", "off train", "size"):
+        table.add_column(name, justify="right" if name in ("off train", "size") else "left", overflow="fold")
     for row in manifest["models"]:
         roles = [f"{s['role']} {s['px']}" for s in row["for"]]
         for tap, error in row["max_rel_error"].items():
@@ -172,7 +172,11 @@ def _draw_device(done: HandOver) -> None:
     checked = manifest["checked"]
     are = "photos" if checked["are_photos"] else "made-up images"
     out.print(
-        f"on {len(checked['images'])} {are}: largest difference over the largest value", markup=False, style="dim"
+        f"off the train form in torch with these weights, on {len(checked['images'])} {are}: largest difference over "
+        "the largest value",
+        markup=False,
+        style="dim",
+        soft_wrap=True,
     )
     if manifest["int8"]:
         how = manifest["int8"][0]["calibration"]

@@ -1,10 +1,15 @@
-"""The deploy form as files for the device: ONNX, ncnn or TorchScript, each checked against torch on photos."""
+"""The deploy form as files for the device: ONNX, ncnn or TorchScript, each checked on photos.
+
+What a file is checked against is the train form in eval mode, with the weights in hand: the net that was trained.
+"""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
+import math
 import subprocess
 import tempfile
 import warnings
@@ -60,7 +65,10 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A converted model: its files by name, the sizes it is for, and its error against torch per tap."""
+    """A converted model: its files by name, the sizes it is for, and its error per tap against the train form in torch.
+
+    `conversion_errors`: against the deploy form in torch, hence what the conversion alone adds.
+    """
 
     files: Mapping[str, bytes]
     sizes: tuple[Size, ...]
@@ -68,6 +76,7 @@ class Model:
     errors: Mapping[str, float]
     maps: Mapping[str, Mapping[str, Sequence[int]]]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    conversion_errors: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +96,68 @@ def tap_names(spec: ArchSpec, count: int) -> list[str]:
     return [f"{names[min(i, len(names) - 1)]}_{i}" for i in range(count)]
 
 
-def on_device(spec: ArchSpec, kinds: Mapping[str, BlockInfo], carried: Carried, normalise: Normalise) -> OnDevice:
-    """The fused form of a net with its weights."""
+def form_notes(
+    spec: ArchSpec, kinds: Mapping[str, BlockInfo], carried: Carried, found: fitting.Maps
+) -> tuple[str, ...]:
+    """What a person should know of a net's deploy form with these weights, before a trainer gets it.
+
+    Raises RunError where the deploy form is another function than the train form: see `forms`.
+    """
+    shown = photos.shipped()[:2]
+    sides = (found.template_px, found.search_px)
+    inputs = {px: feed(photos.crops(shown, px), "outside", carried.provenance) for px in sides}
+    return forms(spec, kinds, carried, "outside", inputs).notes
+
+
+@dataclass(frozen=True, slots=True)
+class Forms:
+    """A net with its weights as it was trained and as the device runs it, both with the input norm where asked for.
+
+    `notes`: what a person should know of the fusing. `rounding`: how far the forms are from each other in float32 and
+    in float64, in words, where the limit is passed by rounding alone.
+    """
+
+    train: OnDevice
+    deploy: OnDevice
+    notes: tuple[str, ...] = ()
+    rounding: str = ""
+
+
+def forms(
+    spec: ArchSpec,
+    kinds: Mapping[str, BlockInfo],
+    carried: Carried,
+    normalise: Normalise,
+    inputs: Mapping[int, Tensor] | None = None,
+) -> Forms:
+    """Both forms of a net with its weights. On `inputs` (by side) they are compared with each other.
+
+    Raises RunError where the deploy form is another function: off by more than 1e-3 of a tap's largest value, in
+    float64 too.
+    """
     from bblab import build
 
     norm = None
     if normalise == "inside":
         norm = InNorm(carried.provenance.get("mean") or MEAN, carried.provenance.get("std") or STD)
-    return OnDevice(build.to_deploy(carried.module, spec, kinds), norm).eval()
+    train = OnDevice(copy.deepcopy(carried.module), norm).eval()
+    made = build.deployed(carried.module, spec, kinds)
+    notes = [f"not fused: {where}: {why}" for where, why, _ in made.unfused]
+    rounding = ""
+    if inputs is not None:
+        images = [x[i : i + 1] if norm is None else norm(x[i : i + 1]) for x in inputs.values() for i in range(len(x))]
+        apart = build.compared_with(carried.module, spec, kinds, images, made)
+        if apart.is_another_function:
+            raise RunError(
+                f"{spec.name}: the deploy form computes another function than the train form with these weights: off by "
+                f"{apart.words()}" + (f"; look at {', '.join(apart.where)}" if apart.where else ""),
+                hint="nothing was written; mend the fuse method of that block (bblab check shows the difference), or "
+                "take the method out: norms behind convolutions are folded without it",
+            )
+        if not apart.in_float32 <= MAX_REL_ERROR:
+            rounding = f"the deploy form is off the train form by rounding alone: {apart.words()}"
+            notes.append(rounding)
+    return Forms(train, OnDevice(made.module, norm).eval(), tuple(notes), rounding)
 
 
 def feed(crops: np.ndarray, normalise: Normalise, provenance: Mapping[str, Any]) -> Tensor:
@@ -192,16 +255,19 @@ def _runner(to: str, path: Path) -> Any:
 
 
 def convert(
-    to: str, module: nn.Module, spec: ArchSpec, sizes: Sequence[Size], *, dynamic: bool, stem: str, inputs: Any
+    to: str, net: Forms, spec: ArchSpec, sizes: Sequence[Size], *, dynamic: bool, stem: str, inputs: Any
 ) -> Model:
-    """One model for these sizes, checked on `inputs` (by side) against torch.
+    """The deploy form as one model for these sizes, checked on `inputs` (by side) against both forms in torch.
 
-    Raises RunError where it cannot be converted or differs from torch by more than 1e-3 of a tap's largest value.
+    Raises RunError where it cannot be converted, differs from the deploy form by more than 1e-3 of a tap's largest
+    value, or from the train form by that, unless rounding in the fold explains it.
     """
-    import numpy as np
-
+    module = net.deploy
     with torch.no_grad():
-        truth = {size.px: [[t.numpy() for t in module(x[None])] for x in inputs[size.px]] for size in sizes}
+        truth, fused = (
+            {size.px: [[t.numpy() for t in form(x[None])] for x in inputs[size.px]] for size in sizes}
+            for form in (net.train, net.deploy)
+        )
     names = tap_names(spec, len(truth[sizes[0].px][0]))
     suffix = {"onnx": ".onnx", "ncnn": ".zip", "torchscript": ".pt"}[to]
     with tempfile.TemporaryDirectory(prefix="bblab-export-") as folder:
@@ -215,16 +281,16 @@ def convert(
             else:
                 to_ncnn(module, [s.px for s in sizes], channels, path)
             runner = _runner(to, path)
-            errors = dict.fromkeys(names, 0.0)
+            errors, converting = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
             maps: dict[str, dict[str, list[int]]] = {}
             for size in sizes:
-                for x, wanted in zip(inputs[size.px], truth[size.px], strict=True):
+                for x, trained, wanted in zip(inputs[size.px], truth[size.px], fused[size.px], strict=True):
                     got = runner.run(x[None].numpy())
-                    for name, a, b in zip(names, wanted, got, strict=True):
-                        if a.shape != b.shape:
-                            raise ValueError(f"{name} is {b.shape} at {size.px} px, {a.shape} in torch")
-                        apart = float(np.abs(a - b).max() / max(float(np.abs(a).max()), 1e-12))
-                        errors[name] = max(errors[name], apart)
+                    for name, a, b, c in zip(names, trained, wanted, got, strict=True):
+                        if a.shape != c.shape:
+                            raise ValueError(f"{name} is {c.shape} at {size.px} px, {a.shape} in torch")
+                        errors[name] = max(errors[name], _rel_error(a, c))
+                        converting[name] = max(converting[name], _rel_error(b, c))
                 maps[size.role] = {n: list(a.shape[1:]) for n, a in zip(names, truth[size.px][0], strict=True)}
         except BblabError:
             raise
@@ -235,7 +301,9 @@ def convert(
             raise RunError(
                 f"{spec.name}: {to}{open_} cannot take it: {type(error).__name__}: {said}", hint=hint
             ) from error
-        bad = {name: e for name, e in errors.items() if not e <= MAX_REL_ERROR}
+        bad = {name: e for name, e in converting.items() if not e <= MAX_REL_ERROR}
+        if not bad and not net.rounding:
+            bad = {name: e for name, e in errors.items() if not e <= MAX_REL_ERROR}
         if bad:
             said = ", ".join(f"{n} by {e:.2g}" for n, e in bad.items())
             raise RunError(
@@ -243,7 +311,15 @@ def convert(
                 hint="nothing was written; look for an operation that the conversion changes",
             )
         files = _unpacked(path, stem) if to == "ncnn" else {path.name: path.read_bytes()}
-    return Model(files, tuple(sizes), dynamic, errors, maps)
+    return Model(files, tuple(sizes), dynamic, errors, maps, conversion_errors=converting)
+
+
+def _rel_error(truth: Any, other: Any) -> float:
+    """The largest difference over the largest value; infinite where a value is not finite."""
+    import numpy as np
+
+    apart = float(np.abs(truth - other).max() / max(float(np.abs(truth).max()), 1e-12))
+    return apart if math.isfinite(apart) else math.inf
 
 
 def _unpacked(path: Path, stem: str) -> dict[str, bytes]:
@@ -270,30 +346,30 @@ def deploy(
 ) -> Deployed:
     """Models for template and search, their manifest and a README; nothing is written.
 
-    Raises RunError where a conversion fails or differs from torch.
+    Raises RunError where a conversion fails, or what it computes is not what was trained.
     """
-    module = on_device(spec, kinds, carried, normalise)
     sizes = [Size("template", found.template_px), Size("search", found.search_px)]
     shown = photos.shipped()
     inputs = {s.px: feed(photos.crops(shown, s.px), normalise, carried.provenance) for s in sizes}
+    net = forms(spec, kinds, carried, normalise, inputs)
     stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in Path(spec.name).name)
     models = []
     if dynamic:
-        models.append(convert(to, module, spec, sizes, dynamic=True, stem=stem, inputs=inputs))
+        models.append(convert(to, net, spec, sizes, dynamic=True, stem=stem, inputs=inputs))
     else:
         for size in sizes:
             name = f"{stem}_{size.role}_{size.px}"
-            models.append(convert(to, module, spec, [size], dynamic=False, stem=name, inputs=inputs))
-    notes: list[str] = []
+            models.append(convert(to, net, spec, [size], dynamic=False, stem=name, inputs=inputs))
+    notes = list(net.notes)
     quantised: list[dict[str, Any]] = []
     if int8:
         from bblab.export import int8 as quantising
 
         is_random = bool(carried.provenance.get("is_random"))
-        has_branches = _has_branches(carried.module, module)
+        has_branches = _has_branches(carried.module, net.deploy)
         for model in list(models):
             result = quantising.quantise(
-                model, spec, module, normalise, carried.provenance, calibration or shown, shown, has_branches
+                model, spec, net.train, normalise, carried.provenance, calibration or shown, shown, has_branches
             )
             models.append(result.model)
             quantised.append(result.to_json())
@@ -347,6 +423,7 @@ def _manifest(
                     "dynamic": model.is_dynamic,
                     "outputs": {role: dict(maps) for role, maps in model.maps.items()},
                     "max_rel_error": dict(model.errors),
+                    **({"conversion_rel_error": dict(model.conversion_errors)} if model.conversion_errors else {}),
                     **model.facts,
                 }
             )
@@ -373,7 +450,7 @@ def _manifest(
         "int8": list(quantised),
         "geometry": {**found.to_json(), "channels": found.channels},
         "checked": {
-            "against": f"torch {torch.__version__}, deploy form, float32",
+            "against": f"torch {torch.__version__}, train form in eval mode, these weights, float32",
             "images": [p.name for p in shown],
             "are_photos": all(p.is_real for p in shown),
             "allowed_rel_error": MAX_REL_ERROR,
@@ -391,7 +468,7 @@ def _readme(spec: ArchSpec, manifest: Mapping[str, Any]) -> str:
         "",
         f"The deploy form: branches and norms folded. Input `{given['name']}`: {given['layout']}; {given['feeds']}.",
         "",
-        "| file | for | outputs | off torch's | size |",
+        "| file | for | outputs | off the train form | size |",
         "|---|---|---|---|---|",
     ]
     for row in manifest["models"]:
@@ -404,8 +481,8 @@ def _readme(spec: ArchSpec, manifest: Mapping[str, Any]) -> str:
     are = "photos" if manifest["checked"]["are_photos"] else "made-up images"
     lines += [
         "",
-        f"Off torch's: largest difference over the largest value, on {len(manifest['checked']['images'])} {are}; for "
-        "int8 the root of the mean square over that of the output.",
+        "Off the train form in torch with these weights: largest difference over the largest value, on "
+        f"{len(manifest['checked']['images'])} {are}; for int8 the root of the mean square over that of the output.",
         "",
         f"- stride {manifest['geometry']['stride']}, {manifest['geometry']['channels']} channels",
         *([] if given["normalised_in_module"] else [f"- mean {given['mean']}, std {given['std']}, in RGB order"]),

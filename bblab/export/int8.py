@@ -76,7 +76,7 @@ def quantise(
     held_out: Sequence[photos.Photo],
     has_branches: bool,
 ) -> Quantised:
-    """The model in int8 (QDQ, per channel), compared with torch on central crops that calibration has not seen.
+    """The model in int8 (QDQ, per channel), compared with `module` (the train form in torch) on unseen central crops.
 
     Calibrated on the photos of `calibration`; where those are the `held_out` ones too, on other crops of them.
     Raises RunError where ONNX Runtime cannot quantise it.
@@ -128,7 +128,13 @@ def quantise(
     file = f"{Path(name).stem}_int8.onnx"
     said = f"{len(every)} crops of {len(calibration)} {'photos' if calibration[0].is_real else 'made-up images'}"
     errors = {tap: values["rel_rms_error"] for tap, values in taps.items()}
-    result = replace(model, files={file: made}, errors=errors, facts={"precision": "int8", "calibrated_on": said})
+    result = replace(
+        model,
+        files={file: made},
+        errors=errors,
+        facts={"precision": "int8", "calibrated_on": said},
+        conversion_errors={},
+    )
     roles = ", ".join(s.role for s in model.sizes)
     notes = [text for tap, v in taps.items() if (text := _warning(f"{roles} {tap}", v["rel_rms_error"], has_branches))]
     return Quantised(result, file, len(content), len(made), taps, len(every), said, tuple(notes))

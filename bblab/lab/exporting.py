@@ -56,6 +56,7 @@ def hand_over(
 ) -> HandOver:
     """Write the folder with which the trainer `for_` trains this spec. See `Lab.hand_over`."""
     from bblab.export import codegen, fitting, folder, target
+    from bblab.export import deploy as deploying
     from bblab.lab import code_version
 
     chosen, variant = target.find(for_)
@@ -82,12 +83,13 @@ def hand_over(
         match, wrong = fitting.problems(chosen, variant, found)
         assert not wrong, wrong
     carried = _fed(_carried(lab, spec, run, weights, change), chosen, variant)
+    notes = deploying.form_notes(spec, lab.kinds, carried, found)
     with_name = replace(spec, name=Path(spec.name).name)
     files, manifest = folder.contents(
         chosen, variant, with_name, lab.kinds, found, match, carried, code_version=code_version()
     )
     left = folder.place(files, place, force=force)
-    warnings = list(carried.warnings)
+    warnings = [*carried.warnings, *notes]
     if carried.provenance.get("is_random"):
         warnings.append(_no_weights(lab, spec))
     if left:
