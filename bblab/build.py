@@ -281,8 +281,8 @@ def compared_with(
 ) -> Difference:
     """A net in eval mode, with the weights that it has, beside its deploy form on these images (B, C, H, W each).
 
-    `made` is the deploy form where it is there already. Where float32 differs by more than 1e-5, both forms are made and run once more in float64. Raises RunError where
-    an output is not finite.
+    `made` is the deploy form where it is there already. Where float32 differs by more than 1e-5, both forms are made
+    and run once more in float64. Raises RunError where an output is not finite.
     """
     with torch.no_grad():
         truth = [module(x) for x in images]  # before the fuse methods run: they might reach into the net itself

@@ -180,6 +180,140 @@ def test_a_stored_latency_travels(bblab, export, lab: Path):
     assert "2.2 ms CPU p10 on phone" in (out / "README.md").read_text()
 
 
+# ---------------------------------------------------------------------------------------------- the net as trained
+
+OWN = '''
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+class Forgets(nn.Module):
+    """Its fuse() forgets to scale the convolution's bias."""
+
+    def __init__(self, in_ch, out_ch, stride=1):
+        super().__init__()
+        self.c, self.n = nn.Conv2d(in_ch, out_ch, 3, stride, 1), nn.BatchNorm2d(out_ch)
+
+    def forward(self, x):
+        return F.relu(self.n(self.c(x)))
+
+    def fuse(self):
+        s = self.n.weight / torch.sqrt(self.n.running_var + self.n.eps)
+        m = nn.Conv2d(self.c.in_channels, self.c.out_channels, 3, self.c.stride, 1)
+        m.weight = nn.Parameter((self.c.weight * s[:, None, None, None]).detach())
+        m.bias = nn.Parameter((self.c.bias + self.n.bias - self.n.running_mean * s).detach())
+        return nn.Sequential(m, nn.ReLU())
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        w = self.weight
+        w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-5)
+        return F.conv2d(x, w, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Standard(nn.Module):
+    def __init__(self, in_ch, out_ch, stride=1):
+        super().__init__()
+        self.c, self.n = Standardised(in_ch, out_ch, 3, stride, 1, bias=False), nn.BatchNorm2d(out_ch)
+
+    def forward(self, x):
+        return F.relu(self.n(self.c(x)))
+
+
+class Raises(Forgets):
+    def fuse(self):
+        raise KeyError("no such branch")
+
+
+class Delicate(nn.Module):
+    """Large numbers that cancel: what is left is of the size of their rounding."""
+
+    def __init__(self, in_ch, out_ch, stride=1):
+        super().__init__()
+        self.c, self.n = nn.Conv2d(in_ch, out_ch, 1, stride), nn.BatchNorm2d(out_ch)
+        nn.init.constant_(self.c.bias, 3e3)
+
+    def forward(self, x):
+        y = self.n(self.c(x)) + 1e5
+        return y - y.mean((2, 3), keepdim=True)
+'''
+
+
+@pytest.fixture
+def own(lab: Path, export, monkeypatch: pytest.MonkeyPatch):
+    (lab / "blocks").mkdir()
+    (lab / "blocks" / "own.py").write_text(OWN)
+
+    def run(name: str, *given: str, code: int = 0):
+        monkeypatch.setitem(NETS, "mine", f"{{block: own.{name}, out: 16, stride: 2}}")
+        return export("mine", *given, code=code)
+
+    return run
+
+
+FORMATS = ["onnx", "torchscript", "ncnn"]
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_deploy_form_that_is_another_function_is_refused_and_nothing_is_written(own, to: str, tmp_path: Path):
+    if to == "ncnn":
+        pytest.importorskip("ncnn")
+        pytest.importorskip("pnnx")
+    out, _, said = own("Forgets", "--to", to, code=1)
+    assert "computes another function than the train form" in said and "look at s8" in said
+    assert not out.exists() and not [p for p in tmp_path.iterdir() if "partial" in p.name]
+
+
+def test_a_trainers_folder_of_a_net_whose_deploy_form_is_another_function_is_refused(own, tmp_path: Path):
+    out, _, said = own("Forgets", "--for", "generic", code=1)
+    assert "computes another function than the train form" in said and not out.exists()
+
+
+def test_files_are_compared_with_the_train_form_with_the_weights_in_hand(own, lab: Path, bblab, tmp_path: Path):
+    """The forms agree with random weights, whose norms are of order one, and not with these: only they tell."""
+    import torch
+    from safetensors.torch import save_file
+
+    from bblab import build
+    from bblab.lab import Lab
+
+    text = OWN.replace("self.c.bias + self.n.bias", "self.c.bias * s + self.n.bias * (self.n.bias.abs() < 50)")
+    (lab / "blocks" / "own.py").write_text(text)
+    _, manifest, _ = own("Forgets", "--to", "torchscript")
+    assert "train form in eval mode, these weights" in manifest["checked"]["against"]
+    spec = Lab(lab).spec(str(tmp_path / "mine.yaml")) if (tmp_path / "mine.yaml").is_file() else None
+    spec = spec or Lab(lab).spec(str(next(tmp_path.rglob("mine.yaml"))))
+    state = {k: v.clone() for k, v in build.build(spec, Lab(lab).kinds).state_dict().items()}
+    state["stages.s8.0.n.bias"] += 100
+    assert torch.is_tensor(state["stages.s8.0.n.bias"])
+    save_file(state, tmp_path / "w.safetensors")
+    _, _, said = own("Forgets", "--to", "torchscript", "--weights", str(tmp_path / "w.safetensors"), "--force", code=1)
+    assert "computes another function than the train form" in said
+
+
+def test_a_norm_that_cannot_be_folded_stays_in_the_file_and_is_named(own):
+    _, manifest, said = own("Standard", "--to", "onnx", "--int8")
+    assert "not fused: s8.n: Standardised has a forward of its own" in said
+    for row in manifest["models"]:
+        worst = max(row["max_rel_error"].values())
+        assert worst < 0.4 if row.get("precision") == "int8" else worst < 1e-4
+
+
+def test_a_fuse_method_that_raises_leaves_the_train_form_in_the_file(own):
+    _, manifest, said = own("Raises", "--to", "torchscript")
+    assert "its fuse() failed: KeyError" in said
+    assert max(max(row["max_rel_error"].values()) for row in manifest["models"]) < 1e-5
+
+
+def test_rounding_is_a_note_with_its_size_and_no_refusal(own):
+    _, manifest, said = own("Delicate", "--to", "torchscript")
+    assert "by rounding alone" in said and "in float64" in said
+    for row in manifest["models"]:
+        assert max(row["max_rel_error"].values()) > 1e-3 > max(row["conversion_rel_error"].values())
+
+
 @pytest.mark.slow
 def test_another_librarys_net_is_deployed_too(bblab, tmp_path: Path):
     pytest.importorskip("torchvision")

@@ -149,8 +149,8 @@ def forms(
         apart = build.compared_with(carried.module, spec, kinds, images, made)
         if apart.is_another_function:
             raise RunError(
-                f"{spec.name}: the deploy form computes another function than the train form with these weights: off by "
-                f"{apart.words()}" + (f"; look at {', '.join(apart.where)}" if apart.where else ""),
+                f"{spec.name}: with these weights the deploy form computes another function than the train form: "
+                f"off by {apart.words()}" + (f"; look at {', '.join(apart.where)}" if apart.where else ""),
                 hint="nothing was written; mend the fuse method of that block (bblab check shows the difference), or "
                 "take the method out: norms behind convolutions are folded without it",
             )
