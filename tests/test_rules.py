@@ -60,6 +60,67 @@ class Chatty(nn.Module):
         for _ in range(self.times):
             x = x * 2
         return x
+
+
+class Fuses(nn.Module):
+    """Two branches and a norm; `fuse` is right, forgets the second bias, is a little off, or fails."""
+
+    def __init__(self, in_ch, out_ch, how="right"):
+        super().__init__()
+        self.a, self.b, self.how = nn.Conv2d(in_ch, out_ch, 3, 1, 1), nn.Conv2d(in_ch, out_ch, 1), how
+        nn.init.constant_(self.b.bias, 1.0)
+
+    def forward(self, x):
+        return self.a(x) + self.b(x)
+
+    def fuse(self):
+        if self.how == "fails":
+            raise RuntimeError("shapes do not match")
+        a, b = self.a, self.b
+        c = nn.Conv2d(a.in_channels, a.out_channels, 3, 1, 1)
+        c.weight = nn.Parameter(a.weight + nn.functional.pad(b.weight, [1, 1, 1, 1]))
+        c.bias = nn.Parameter(a.bias + b.bias * {"right": 1, "forgets": 0, "off": 0.999}[self.how])
+        return c
+
+
+class Cross(nn.Module):
+    """1x3 and 3x1 beside each other: six weights a pair of channels become nine."""
+
+    def __init__(self, in_ch, out_ch):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(in_ch, out_ch, (1, 3), 1, (0, 1)), nn.Conv2d(in_ch, out_ch, (3, 1), 1, (1, 0))
+
+    def forward(self, x):
+        return self.a(x) + self.b(x)
+
+    def fuse(self):
+        c = nn.Conv2d(self.a.in_channels, self.a.out_channels, 3, 1, 1)
+        pad = nn.functional.pad
+        c.weight = nn.Parameter(pad(self.a.weight, [0, 0, 1, 1]) + pad(self.b.weight, [1, 1, 0, 0]))
+        c.bias = nn.Parameter(self.a.bias + self.b.bias)
+        return c
+
+
+class NormOfSum(nn.Module):
+    def __init__(self, in_ch, out_ch):
+        super().__init__()
+        self.c, self.norm = nn.Conv2d(in_ch, out_ch, 3, 1, 1), nn.BatchNorm2d(out_ch)
+
+    def forward(self, x):
+        return self.norm(self.c(x) + x.mean())
+
+
+class Delicate(nn.Module):
+    """Large numbers that cancel: what is left is of the size of their rounding."""
+
+    def __init__(self, in_ch, out_ch):
+        super().__init__()
+        self.c, self.norm = nn.Conv2d(in_ch, out_ch, 1), nn.BatchNorm2d(out_ch)
+        nn.init.constant_(self.c.bias, 3e4)
+
+    def forward(self, x):
+        y = self.norm(self.c(x))
+        return y - y.mean((2, 3), keepdim=True)
 '''
 
 
@@ -96,6 +157,23 @@ WIDE = (
 
 # rule: (stages, head) that break it; (stages, head) that do not; the place; what the message must say
 CASES: dict[str, tuple[tuple[str, str], tuple[str, str], str, tuple[str, ...]]] = {
+    "forms-differ": (
+        (f"{{{STEM}, a: {{block: own.Fuses, out: 16, how: forgets}}}}", ""),
+        (f"{{{STEM}, a: {{block: own.Fuses, out: 16}}}}", ""),
+        "a", ("another function", "in float32", "in float64")),
+    "fuse-failed": (
+        (f"{{{STEM}, a: {{block: own.Fuses, out: 16, how: fails}}}}", ""),
+        (f"{{{STEM}, a: {{block: own.Fuses, out: 16}}}}", ""),
+        "a", ("fuse() failed: RuntimeError: shapes do not match", "train form is taken")),
+    "unfused-norm": (
+        (f"{{{STEM}, a: {{block: own.NormOfSum, out: 16}}}}", ""),
+        (f"{{{STEM}, a: {{block: conv, out: 16}}}}", ""),
+        "a.norm", ("not folded", "follows add")),
+    "deploy-larger": (
+        (f"{{{STEM}, a: {{block: own.Cross, out: 16}}}}", ""),
+        (f"{{{STEM}, a: {{block: own.Fuses, out: 16}}}}", ""),
+        # stem 3*16*9 + 16 (train: + 16 of the norm); 2 * (3*256 + 16) against 9*256 + 16
+        "backbone", ("2,768 parameters instead of 2,032",)),
     "stride-1x1": (
         (f"{{{STEM}, down: {{block: conv, out: 32, kernel: 1, stride: 2}}}}", ""),
         (f"{{{STEM}, down: {{block: basic, out: 32, stride: 2}}}}", ""),  # only the projection strides in a 1x1
@@ -204,6 +282,14 @@ def test_a_broken_rule_is_a_finding_with_its_number(rule: str, check: Check) -> 
 def test_a_rule_kept_is_silent(rule: str, check: Check) -> None:
     _, (stages, head), _, _ = CASES[rule]
     assert named(check(stages, head=head), rule) == []
+
+
+def test_rounding_is_a_note_and_a_small_difference_that_stays_a_warning(check: Check) -> None:
+    of = "{" + STEM + ", a: {block: own.NAME, out: 16}}"
+    (note,) = [f for f in check(of.replace("NAME", "Delicate")) if f.rule == "forms-differ"]
+    assert note.severity == "note" and "rounding alone" in note.message
+    (warning,) = [f for f in check(of.replace("NAME, out: 16", "Fuses, out: 16, how: off")) if f.rule == "forms-differ"]
+    assert warning.severity == "warning" and warning.where == "a" and "not by rounding" in warning.message
 
 
 def test_tracker_rules_need_a_tracker(check: Check) -> None:

@@ -168,6 +168,64 @@ def test_every_pasted_module_is_profiled(row: str, profile: Callable[..., Any]) 
     assert found["forms"]["deploy"]["uncounted"] == [] and found["deploy_max_rel_diff"] < 1e-5
 
 
+WRONG = """
+import torch.nn as nn
+
+
+class Wrong(nn.Module):
+    def __init__(self, in_ch, out_ch, stride=1, how="raises"):
+        super().__init__()
+        self.c, self.n, self.how = nn.Conv2d(in_ch, out_ch, 3, stride, 1), nn.BatchNorm2d(out_ch), how
+
+    def forward(self, x):
+        return self.n(self.c(x))
+
+    def fuse(self):
+        if self.how == "raises":
+            raise KeyError("no such branch")
+        return self.c  # forgets the norm
+"""
+
+
+@pytest.fixture
+def wrong(pasted: Path) -> Callable[[str], str]:
+    (pasted / "blocks" / "wrong.py").write_text(WRONG)
+    return lambda how: NET.format(f"X, stride: 2, how: {how}").replace("paper.X", "wrong.Wrong")
+
+
+def test_a_fuse_method_that_raises_never_fails_a_profile(
+    wrong: Callable[[str], str], bblab: Callable[..., Any], spec_file: Callable[..., Path]
+) -> None:
+    path = spec_file(wrong("raises"))
+    ran = bblab("profile", path, "--no-latency", "--json", "-")
+    assert ran.code == 0, ran.err
+    (row,) = json.loads(ran.out)
+    why = "its fuse() failed: KeyError: 'no such branch'"
+    assert row["unfused"] == [{"where": "a", "why": why, "has_failed": True}]
+    assert [f["where"] for f in row["findings"] if f["rule"] == "fuse-failed"] == ["a"]
+    # conv 3x3, 3 to 8, its norm folded; then the train form: 8*16*9 + 16 and the norm's 32
+    assert row["forms"]["deploy"]["params"] == 216 + 8 + 1152 + 16 + 32
+    for command in (["profile", path, "--no-latency"], ["check", path]):
+        ran = bblab(*command)
+        assert ran.code == 0 and "its fuse() failed" in ran.out
+
+
+def test_a_deploy_form_that_is_another_function_is_an_error_of_profile_and_check_and_said_by_bench(
+    wrong: Callable[[str], str], bblab: Callable[..., Any], spec_file: Callable[..., Path]
+) -> None:
+    path = spec_file("tracker: {template: 31, search: 63}\n" + wrong("forgets"))
+    ran = bblab("check", path)
+    assert ran.code == 1 and "another function" in ran.out
+    (row,) = json.loads(bblab("profile", path, "--budget", "0.5", "--json", "-").out)
+    (finding,) = [f for f in row["findings"] if f["rule"] == "forms-differ"]
+    assert finding["severity"] == "error" and finding["where"] == "a"
+    assert row["deploy_max_rel_diff"] > 1e-3 and row["deploy_max_rel_diff_float64"] > 1e-3
+    doubts = {t["form"]: t["form_doubt"] for t in row["latency"]}
+    assert "another function" in doubts["deploy"] and doubts["train"] is None
+    ran = bblab("bench", path, "--budget", "0.5")
+    assert "its deploy form computes another function" in ran.out + ran.err
+
+
 def test_what_a_block_prints_goes_to_stderr(
     pasted: Path, bblab: Callable[..., Any], spec_file: Callable[..., Path]
 ) -> None:
