@@ -63,7 +63,7 @@ class Chatty(nn.Module):
 
 
 class Fuses(nn.Module):
-    """Two branches and a norm; `fuse` is right, forgets the second bias, is a little off, or fails."""
+    """Two branches and a norm; `fuse` is right, forgets the second bias, is a slight bit off, or fails."""
 
     def __init__(self, in_ch, out_ch, how="right"):
         super().__init__()
@@ -79,7 +79,7 @@ class Fuses(nn.Module):
         a, b = self.a, self.b
         c = nn.Conv2d(a.in_channels, a.out_channels, 3, 1, 1)
         c.weight = nn.Parameter(a.weight + nn.functional.pad(b.weight, [1, 1, 1, 1]))
-        c.bias = nn.Parameter(a.bias + b.bias * {"right": 1, "forgets": 0, "off": 0.999}[self.how])
+        c.bias = nn.Parameter(a.bias + b.bias * {"right": 1, "forgets": 0, "slight": 0.999}[self.how])
         return c
 
 
@@ -288,7 +288,7 @@ def test_rounding_is_a_note_and_a_small_difference_that_stays_a_warning(check: C
     of = "{" + STEM + ", a: {block: own.NAME, out: 16}}"
     (note,) = [f for f in check(of.replace("NAME", "Delicate")) if f.rule == "forms-differ"]
     assert note.severity == "note" and "rounding alone" in note.message
-    (warning,) = [f for f in check(of.replace("NAME, out: 16", "Fuses, out: 16, how: off")) if f.rule == "forms-differ"]
+    (warning,) = [f for f in check(of.replace("NAME, out: 16", "Fuses, out: 16, how: slight")) if f.rule == "forms-differ"]
     assert warning.severity == "warning" and warning.where == "a" and "not by rounding" in warning.message
 
 
