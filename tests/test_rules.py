@@ -288,7 +288,9 @@ def test_rounding_is_a_note_and_a_small_difference_that_stays_a_warning(check: C
     of = "{" + STEM + ", a: {block: own.NAME, out: 16}}"
     (note,) = [f for f in check(of.replace("NAME", "Delicate")) if f.rule == "forms-differ"]
     assert note.severity == "note" and "rounding alone" in note.message
-    (warning,) = [f for f in check(of.replace("NAME, out: 16", "Fuses, out: 16, how: slight")) if f.rule == "forms-differ"]
+    (warning,) = [
+        f for f in check(of.replace("NAME, out: 16", "Fuses, out: 16, how: slight")) if f.rule == "forms-differ"
+    ]
     assert warning.severity == "warning" and warning.where == "a" and "not by rounding" in warning.message
 
 

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -67,7 +67,8 @@ class Size:
 class Model:
     """A converted model: its files by name, the sizes it is for, and its error per tap against the train form in torch.
 
-    `conversion_errors`: against the deploy form in torch, hence what the conversion alone adds.
+    `conversion_errors`: against the deploy form in torch, hence what the conversion alone adds. `rounding`: in words,
+    where it alone puts the deploy form more than 1e-3 off.
     """
 
     files: Mapping[str, bytes]
@@ -77,6 +78,7 @@ class Model:
     maps: Mapping[str, Mapping[str, Sequence[int]]]
     facts: Mapping[str, Any] = field(default_factory=dict)
     conversion_errors: Mapping[str, float] = field(default_factory=dict)
+    rounding: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,57 +98,34 @@ def tap_names(spec: ArchSpec, count: int) -> list[str]:
     return [f"{names[min(i, len(names) - 1)]}_{i}" for i in range(count)]
 
 
-def form_notes(
-    spec: ArchSpec, kinds: Mapping[str, BlockInfo], carried: Carried, found: fitting.Maps
-) -> tuple[str, ...]:
-    """What a person should know of a net's deploy form with these weights, before a trainer gets it.
-
-    Raises RunError where the deploy form is another function than the train form: see `forms`.
-    """
-    shown = photos.shipped()[:2]
-    sides = (found.template_px, found.search_px)
-    inputs = {px: feed(photos.crops(shown, px), "outside", carried.provenance) for px in sides}
-    return forms(spec, kinds, carried, "outside", inputs).notes
-
-
 @dataclass(frozen=True, slots=True)
 class Forms:
     """A net with its weights as it was trained and as the device runs it, both with the input norm where asked for.
 
-    `notes`: what a person should know of the fusing. `rounding`: how far the forms are from each other in float32 and
-    in float64, in words, where the limit is passed by rounding alone.
+    `notes`: what stays unfused. `judge` compares the two on inputs (by side): it returns how far they are apart, in
+    words, where rounding alone passes the limit, nothing where they agree, and raises RunError where the deploy form is
+    another function.
     """
 
     train: OnDevice
     deploy: OnDevice
-    notes: tuple[str, ...] = ()
-    rounding: str = ""
+    notes: tuple[str, ...]
+    judge: Callable[[Mapping[int, Tensor]], str]
 
 
-def forms(
-    spec: ArchSpec,
-    kinds: Mapping[str, BlockInfo],
-    carried: Carried,
-    normalise: Normalise,
-    inputs: Mapping[int, Tensor] | None = None,
-) -> Forms:
-    """Both forms of a net with its weights. On `inputs` (by side) they are compared with each other.
-
-    Raises RunError where the deploy form is another function: off by more than 1e-3 of a tap's largest value, in
-    float64 too.
-    """
+def forms(spec: ArchSpec, kinds: Mapping[str, BlockInfo], carried: Carried, normalise: Normalise) -> Forms:
+    """Both forms of a net with its weights."""
     from bblab import build
 
     norm = None
     if normalise == "inside":
         norm = InNorm(carried.provenance.get("mean") or MEAN, carried.provenance.get("std") or STD)
-    train = OnDevice(copy.deepcopy(carried.module), norm).eval()
+    train = copy.deepcopy(carried.module).eval()
     made = build.deployed(carried.module, spec, kinds)
-    notes = [f"not fused: {where}: {why}" for where, why, _ in made.unfused]
-    rounding = ""
-    if inputs is not None:
-        images = [x[i : i + 1] if norm is None else norm(x[i : i + 1]) for x in inputs.values() for i in range(len(x))]
-        apart = build.compared_with(carried.module, spec, kinds, images, made)
+
+    def judge(inputs: Mapping[int, Tensor]) -> str:
+        images = [x if norm is None else norm(x) for every in inputs.values() for x in every.split(1)]
+        apart = build.compared_with(train, spec, kinds, images, made)
         if apart.is_another_function:
             raise RunError(
                 f"{spec.name}: with these weights the deploy form computes another function than the train form: "
@@ -154,10 +133,23 @@ def forms(
                 hint="nothing was written; mend the fuse method of that block (bblab check shows the difference), or "
                 "take the method out: norms behind convolutions are folded without it",
             )
-        if not apart.in_float32 <= MAX_REL_ERROR:
-            rounding = f"the deploy form is off the train form by rounding alone: {apart.words()}"
-            notes.append(rounding)
-    return Forms(train, OnDevice(made.module, norm).eval(), tuple(notes), rounding)
+        is_note = apart.is_rounding and apart.in_float32 > MAX_REL_ERROR
+        return f"the deploy form is off the train form by rounding alone: {apart.words()}" if is_note else ""
+
+    notes = tuple(f"not fused: {where}: {why}" for where, why, _ in made.unfused)
+    return Forms(OnDevice(train, norm).eval(), OnDevice(made.module, norm).eval(), notes, judge)
+
+
+def form_notes(spec: ArchSpec, kinds: Mapping[str, BlockInfo], carried: Carried, found: fitting.Maps) -> list[str]:
+    """What a person should know of a net's deploy form with these weights, before a trainer gets it.
+
+    Raises RunError where the deploy form is another function than the train form.
+    """
+    shown = photos.shipped()[:2]
+    sides = (found.template_px, found.search_px)
+    net = forms(spec, kinds, carried, "outside")
+    rounding = net.judge({px: feed(photos.crops(shown, px), "outside", carried.provenance) for px in sides})
+    return [*net.notes, *([rounding] if rounding else [])]
 
 
 def feed(crops: np.ndarray, normalise: Normalise, provenance: Mapping[str, Any]) -> Tensor:
@@ -301,17 +293,25 @@ def convert(
             raise RunError(
                 f"{spec.name}: {to}{open_} cannot take it: {type(error).__name__}: {said}", hint=hint
             ) from error
-        bad = {name: e for name, e in converting.items() if not e <= MAX_REL_ERROR}
-        if not bad and not net.rounding:
-            bad = {name: e for name, e in errors.items() if not e <= MAX_REL_ERROR}
-        if bad:
-            said = ", ".join(f"{n} by {e:.2g}" for n, e in bad.items())
-            raise RunError(
-                f"{spec.name}: in {to} taps are off torch's, more than {MAX_REL_ERROR:g} of the largest value: {said}",
-                hint="nothing was written; look for an operation that the conversion changes",
-            )
+        _refuse(converting, f"{spec.name}: in {to} taps are off torch's")
+        rounding = ""
+        if max(errors.values()) > MAX_REL_ERROR:
+            rounding = net.judge({size.px: inputs[size.px] for size in sizes})
+            if not rounding:
+                _refuse(errors, f"{spec.name}: in {to} taps are off those of the train form")
         files = _unpacked(path, stem) if to == "ncnn" else {path.name: path.read_bytes()}
-    return Model(files, tuple(sizes), dynamic, errors, maps, conversion_errors=converting)
+    return Model(files, tuple(sizes), dynamic, errors, maps, conversion_errors=converting, rounding=rounding)
+
+
+def _refuse(errors: Mapping[str, float], what: str) -> None:
+    """Raise RunError with the taps whose error is above the limit, where there are any."""
+    bad = {name: e for name, e in errors.items() if not e <= MAX_REL_ERROR}
+    if bad:
+        raise RunError(
+            f"{what}, more than {MAX_REL_ERROR:g} of the largest value: "
+            + ", ".join(f"{name} by {e:.2g}" for name, e in bad.items()),
+            hint="nothing was written; look for an operation that the conversion changes",
+        )
 
 
 def _rel_error(truth: Any, other: Any) -> float:
@@ -351,7 +351,7 @@ def deploy(
     sizes = [Size("template", found.template_px), Size("search", found.search_px)]
     shown = photos.shipped()
     inputs = {s.px: feed(photos.crops(shown, s.px), normalise, carried.provenance) for s in sizes}
-    net = forms(spec, kinds, carried, normalise, inputs)
+    net = forms(spec, kinds, carried, normalise)
     stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in Path(spec.name).name)
     models = []
     if dynamic:
@@ -360,7 +360,7 @@ def deploy(
         for size in sizes:
             name = f"{stem}_{size.role}_{size.px}"
             models.append(convert(to, net, spec, [size], dynamic=False, stem=name, inputs=inputs))
-    notes = list(net.notes)
+    notes = [*net.notes, *dict.fromkeys(model.rounding for model in models if model.rounding)]
     quantised: list[dict[str, Any]] = []
     if int8:
         from bblab.export import int8 as quantising

@@ -134,6 +134,7 @@ def quantise(
         errors=errors,
         facts={"precision": "int8", "calibrated_on": said},
         conversion_errors={},
+        rounding="",
     )
     roles = ", ".join(s.role for s in model.sizes)
     notes = [text for tap, v in taps.items() if (text := _warning(f"{roles} {tap}", v["rel_rms_error"], has_branches))]
