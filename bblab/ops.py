@@ -1,8 +1,9 @@
 """block -> OpGraph: recorded on the meta device, remembered on disk.
 
 A `TorchFunctionMode` sees every torch call of one forward pass, by the name that the code used (so that
-`scaled_dot_product_attention` stays one op). The result is a plain value without torch in it; params, MACs, memory,
-receptive field and latency by op all read this list, and nothing else.
+`scaled_dot_product_attention` stays one op). What runs below Python's calls (TorchScript, vmap) is seen by a
+`TorchDispatchMode`. The result is a plain value without torch in it; params, MACs, memory, receptive field and latency
+by op all read this list, and nothing else.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from bblab import blocks, rooms
+from bblab import aten, blocks, rooms
 from bblab.errors import BblabError
 from bblab.shapes import plain_result, shapes_only
 from bblab.spec import BlockInfo, Row
@@ -37,7 +38,8 @@ class Op:
     """One torch call. `inputs` and `outputs` index `OpGraph.tensors`, `params` index `OpGraph.params`.
 
     `attrs` holds the geometry that the call's rule needs (kernel, stride, padding, ...). `is_view`: writes nothing;
-    `is_in_place`: overwrites its first input.
+    `is_in_place`: overwrites its first input. `torch_macs`: what torch's own counter saw during the call (None where
+    it did not run); `inside`: the different ATen ops of the call, by name, where it ran.
     """
 
     name: str
@@ -48,6 +50,8 @@ class Op:
     attrs: Mapping[str, Any] = field(default_factory=dict)
     is_view: bool = False
     is_in_place: bool = False
+    torch_macs: int | None = None
+    inside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,10 @@ class OpGraph:
     """(module, tensor, number of ops done) for every submodule that returned one tensor, in order."""
     unfused: tuple[folding.Unfused, ...] = ()
     """Of a deploy form: what stays as it is in training."""
+    torch_macs: int | None = None
+    """MACs of the whole pass by torch's own counter; None where it did not run."""
+    escapes: tuple[str, ...] = ()
+    """Calls that carry values out of torch (`numpy (layer)`), where nothing can be followed."""
 
     @property
     def output_shapes(self) -> tuple[Shape, ...]:
@@ -96,27 +104,45 @@ class OpGraph:
                 self.outputs,
                 [
                     [o.name, o.layer, o.inputs, o.outputs, o.params, o.attrs, int(o.is_view) + 2 * int(o.is_in_place)]
+                    + ([] if o.torch_macs is None else [o.torch_macs, o.inside])
                     for o in self.ops
                 ],
                 [[w.name, w.shape, w.itemsize, int(w.is_learnable)] for w in self.params],
                 self.module_outputs,
                 self.unfused,
+                self.torch_macs,
+                self.escapes,
             ],
             separators=(",", ":"),
         )
 
     @staticmethod
     def from_json(text: str) -> OpGraph:
-        tensors, roots, inputs, outputs, ops, params, modules, unfused = json.loads(text)
+        tensors, roots, inputs, outputs, ops, params, modules, unfused, torch_macs, escapes = json.loads(text)
         return OpGraph(
             tuple(tuple(t) for t in tensors),
             tuple(roots),
             tuple(inputs),
             tuple(outputs),
-            tuple(Op(n, la, tuple(i), tuple(o), tuple(p), a, bool(f & 1), bool(f & 2)) for n, la, i, o, p, a, f in ops),
+            tuple(
+                Op(
+                    n,
+                    la,
+                    tuple(i),
+                    tuple(o),
+                    tuple(p),
+                    a,
+                    bool(f & 1),
+                    bool(f & 2),
+                    *((rest[0], tuple(rest[1])) if rest else ()),
+                )  # fmt: skip
+                for n, la, i, o, p, a, f, *rest in ops
+            ),
             tuple(Weight(n, tuple(s), b, bool(le)) for n, s, b, le in params),
             tuple((n, t, k) for n, t, k in modules),
             tuple((layer, why, has_failed) for layer, why, has_failed in unfused),
+            torch_macs,
+            tuple(escapes),
         )
 
 
@@ -135,7 +161,11 @@ _SIGNATURES: dict[str, tuple[str, ...]] = {
     "conv1d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     "conv2d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     "conv3d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
-    "conv_transpose2d": ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+    **dict.fromkeys(
+        ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+        ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+    ),
+    "deform_conv2d": ("input", "weight"),
     "max_pool2d": ("input", "kernel", "stride", "padding", "dilation", "ceil_mode"),
     "avg_pool2d": ("input", "kernel", "stride", "padding", "ceil_mode"),
     "lp_pool2d": ("input", "norm_type", "kernel", "stride", "ceil_mode"),
@@ -173,9 +203,35 @@ _SIGNATURES: dict[str, tuple[str, ...]] = {
     "unbind": ("input", "dim"),
     "repeat": ("input", "repeats"),
     "repeat_interleave": ("input", "repeats", "dim"),
-    "multi_head_attention_forward": ("query", "key", "value", "embed_dim", "num_heads"),
 }
-_PRODUCTS = {"matmul": 0, "mm": 0, "bmm": 0, "rmatmul": 1, "addmm": 1, "baddbmm": 1}
+# The two factors of a product by their positions and names; what is added to it is no factor.
+_PRODUCTS: dict[str, tuple[tuple[int, str], tuple[int, str]]] = {
+    "matmul": ((0, "input"), (1, "other")),
+    "rmatmul": ((1, "other"), (0, "input")),
+    "mm": ((0, "input"), (1, "mat2")),
+    "bmm": ((0, "input"), (1, "mat2")),
+    "mv": ((0, "input"), (1, "vec")),
+    "dot": ((0, "input"), (1, "tensor")),
+    "vdot": ((0, "input"), (1, "other")),
+    "inner": ((0, "input"), (1, "other")),
+    "addmm": ((1, "mat1"), (2, "mat2")),
+    "addbmm": ((1, "batch1"), (2, "batch2")),
+    "baddbmm": ((1, "batch1"), (2, "batch2")),
+    "addmv": ((1, "mat"), (2, "vec")),
+    "addr": ((1, "vec1"), (2, "vec2")),
+    "tensordot": ((0, "a"), (1, "b")),
+    "linalg_matmul": ((0, "input"), (1, "other")),
+    "linalg_vecdot": ((0, "x"), (1, "y")),
+}
+_CHAINS = ("linalg_multi_dot", "chain_matmul", "multi_dot")
+_RECURRENT = frozenset("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell".split())
+_HEADS = (  # F.multi_head_attention_forward, torch 2.13
+    "query", "key", "value", "embed_dim", "num_heads", "in_proj_weight", "in_proj_bias", "bias_k", "bias_v",
+    "add_zero_attn", "dropout_p", "out_proj_weight", "out_proj_bias", "training", "key_padding_mask", "need_weights",
+    "attn_mask", "use_separate_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "static_k", "static_v",
+)  # fmt: skip
+# Calls that carry a tensor's values out of torch. `item` and `bool` do too, to decide something; that is no map.
+_ESCAPES = frozenset(("numpy", "array", "tolist", "dlpack", "cpu_numpy"))
 _KEYWORDS = {
     "kernel_size": "kernel",
     "downscale_factor": "factor",
@@ -218,11 +274,29 @@ def _attributes(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> di
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
         found: dict[str, Any] = {"index": [("tensor" if hasattr(i, "shape") else _plain(i)) for i in index]}
         return found if name == "getitem" else {**found, "written": args[0][args[1]].numel()}
-    if name in _PRODUCTS:  # the length that is summed over: the last axis of the left factor
-        return {"contracted": args[_PRODUCTS[name]].shape[-1]}
+    if name in _PRODUCTS:
+        (at, first), (_, _) = _PRODUCTS[name]
+        left = kwargs[first] if first in kwargs else args[at]
+        product: dict[str, Any] = {"contracted": _contracted(name, left, args, kwargs)}
+        if name == "tensordot":
+            product["dims"] = _tensordot_dims(left, args, kwargs)
+        return product
+    if name == "batch_norm":  # of the map's own statistics, where it keeps none
+        training = kwargs.get("training", args[5] if len(args) > 5 else False)
+        return {"training": training is True}
     if name == "einsum":
-        operands = args[1] if isinstance(args[1], (list, tuple)) else args[1:]
-        return {"equation": args[0], "shapes": [list(t.shape) for t in operands]}
+        return {"equation": args[0] if isinstance(args[0], str) else None}
+    if name == "multi_head_attention_forward":
+        heads = {**dict(zip(_HEADS, args, strict=False)), **kwargs}
+        shaped = {k: list(v.shape) for k, v in heads.items() if k in _HEADS and hasattr(v, "shape")}
+        return {"shapes_of": shaped, "add_zero_attn": bool(heads.get("add_zero_attn"))}
+    if name in _RECURRENT:
+        if name.endswith("_cell"):
+            matrices = list(args[2:4])
+        else:  # the last list of tensors: a matrix and a vector for every gate, layer and direction
+            matrices = [v for v in args if isinstance(v, (list, tuple))][-1]
+        steps = args[0].numel() // max(1, args[0].shape[-1])  # times the batch; a packed input has a row for each
+        return {"steps": steps, "matrices": [t.numel() for t in matrices if t.dim() == 2]}
     names = _SIGNATURES.get(name)
     if names is None:
         return {"sizes": _plain(args[1])} if name.startswith("adaptive") and len(args) > 1 else _adaptive(name, kwargs)
@@ -236,17 +310,61 @@ def _attributes(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> di
     return {k: _plain(v) for k, v in bound.items() if k not in _SKIP and k in names}
 
 
+def _contracted(name: str, left: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """The length that is summed over: the last axis of the left factor, where it has no other name."""
+    if name == "addr":
+        return 1
+    if name == "linalg_vecdot":
+        return left.shape[kwargs.get("dim", -1)]  # type: ignore[no-any-return]
+    if name == "addbmm":
+        return left.shape[0] * left.shape[-1]  # type: ignore[no-any-return]
+    if name == "tensordot":
+        return _product(left.shape[d] for d in _tensordot_dims(left, args, kwargs)[0])
+    return left.shape[-1]  # type: ignore[no-any-return]
+
+
+def _tensordot_dims(left: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[list[int]]:
+    """The summed axes of both factors."""
+    dims = kwargs["dims"] if "dims" in kwargs else (args[2] if len(args) > 2 else 2)
+    if hasattr(dims, "tolist"):
+        dims = dims.tolist()
+    if isinstance(dims, int):
+        return [list(range(left.dim() - dims, left.dim())), list(range(dims))]
+    first, second = dims
+    return [[first] if isinstance(first, int) else list(first), [second] if isinstance(second, int) else list(second)]
+
+
+def _factors(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The tensors that a product multiplies, in the order of its rule; empty for other calls."""
+    if name in _PRODUCTS:
+        return [kwargs[word] if word in kwargs else args[at] for at, word in _PRODUCTS[name]]
+    if name in _CHAINS:
+        return list(args[0]) if isinstance(args[0], (list, tuple)) else list(args)
+    if name == "einsum" and isinstance(args[0], str):
+        operands = args[1] if isinstance(args[1], (list, tuple)) else args[1:]
+        return list(operands)
+    if name in ("scaled_dot_product_attention", "flex_attention"):
+        bound = {**dict(zip(("query", "key", "value"), args, strict=False)), **kwargs}
+        return [bound["query"], bound["key"], bound["value"]]
+    return []
+
+
 def _adaptive(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {"sizes": _plain(kwargs["output_size"])} if "output_size" in kwargs else {}
 
 
-def record(module: nn.Module, inputs: Sequence[Tensor], *, as_list: bool = False) -> OpGraph:
+def record(
+    module: nn.Module, inputs: Sequence[Tensor], *, as_list: bool = False, is_deep: bool = True, counts: bool = False
+) -> OpGraph:
     """The ops of one forward pass of `module` (in eval mode) on `inputs`; `as_list` hands them over as one list.
 
-    Works on the meta device, where nothing is computed. Raises whatever the module raises.
+    Works on the meta device, where nothing is computed. `is_deep`: ops that run below Python's calls are seen too;
+    without it they are not, for blocks that are known to have none. `counts`: torch's own counter counts beside, each
+    call and the whole (attention unfused, which it does not know fused on a CPU). Raises whatever the module raises.
     """
     import torch
     from torch.overrides import TorchFunctionMode, resolve_name
+    from torch.utils._python_dispatch import TorchDispatchMode
 
     names = {id(m): n for n, m in module.named_modules()}
     stack: list[str] = [""]
@@ -254,30 +372,63 @@ def record(module: nn.Module, inputs: Sequence[Tensor], *, as_list: bool = False
     roots: list[int] = []
     ids: dict[int, int] = {}
     storages: dict[int, int] = {}
+    geometries: dict[tuple[Any, ...], int] = {}  # a tensor that C++ wrapped anew is known by its place in memory
     alive: list[Any] = []  # holds every tensor, so that no id is used twice
     weights: list[Weight] = []
     weight_ids: dict[int, int] = {}
+    weight_storages: dict[int, int] = {}
     ops: list[Op] = []
     returned: list[tuple[str, int, int]] = []
-
-    for name, p in module.named_parameters():
-        weight_ids[id(p)] = len(weights)
-        weights.append(Weight(name, tuple(p.shape), p.element_size(), True))
-    for name, b in module.named_buffers():
-        weight_ids[id(b)] = len(weights)
-        weights.append(Weight(name, tuple(b.shape), b.element_size(), False))
-
-    on_meta = all(t.is_meta for t in inputs)
+    escapes: dict[str, None] = {}
+    inside: list[str] = []  # the ATen ops of the call in progress
+    depth = 0  # of calls in progress: what runs inside of one belongs to it
 
     def storage_of(t: Tensor) -> int:
         return t.untyped_storage()._cdata
+
+    for is_learnable, found in ((True, module.named_parameters()), (False, module.named_buffers())):
+        for name, p in found:
+            weight_ids[id(p)] = len(weights)
+            alive.append(p)
+            with suppress(NotImplementedError, RuntimeError):  # a lazy parameter
+                if p.numel():
+                    weight_storages[storage_of(p)] = len(weights)
+            weights.append(Weight(name, tuple(p.shape), p.element_size(), is_learnable))
+
+    on_meta = all(t.is_meta for t in inputs)
+
+    def version_of(t: Tensor) -> int:
+        return -1 if t.is_inference() else t._version  # inference tensors count no changes
+
+    def geometry_of(t: Tensor) -> tuple[Any, ...]:
+        return (storage_of(t), t.storage_offset(), tuple(t.shape), t.stride())
 
     def enter(t: Tensor) -> int:
         index = len(tensors)
         tensors.append(tuple(t.shape))
         ids[id(t)] = index
         roots.append(storages.setdefault(storage_of(t), index))
+        if is_deep and t.layout is torch.strided:
+            geometries[geometry_of(t)] = index
         alive.append(t)
+        return index
+
+    def known(t: Tensor) -> int | None:
+        """The tensor's index; None where no op made it and no input brought it."""
+        if id(t) in ids or not is_deep or t.layout is not torch.strided or storage_of(t) not in storages:
+            return ids.get(id(t))
+        index = geometries.get(geometry_of(t))
+        if index is None:  # a view that was made where nobody saw it
+            index = enter(t)
+            ops.append(Op("as_strided", stack[-1], (roots[index],), (index,), (), is_view=True))
+        ids[id(t)] = index
+        alive.append(t)
+        return index
+
+    def weight_of(t: Tensor) -> int | None:
+        index = weight_ids.get(id(t))
+        if index is None and is_deep and id(t) not in ids and t.layout is torch.strided:
+            return weight_storages.get(storage_of(t))
         return index
 
     def flat(value: Any) -> list[Any]:
@@ -289,42 +440,83 @@ def record(module: nn.Module, inputs: Sequence[Tensor], *, as_list: bool = False
             return [t for v in value.values() for t in flat(v)]
         return []
 
+    if counts:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        counter = FlopCounterMode(display=False)
+
+    def counted() -> int:
+        return counter.get_total_flops() // 2 if counts else 0  # it counts a multiply-add as two
+
     class Recorder(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal depth
             kwargs = kwargs or {}
+            if depth:
+                return func(*args, **kwargs)
             read = flat([args, kwargs])
-            versions = [t._version for t in read]
-            out = plain_result(func, args, kwargs) if on_meta else None
-            if out is None:
-                out = func(*args, **kwargs)
-            made = flat(out)
-            if out is None:  # x[:, :8] = y returns nothing; x has changed
-                made = [t for t, v in zip(read, versions, strict=True) if t._version != v]
-            if made and read:
-                note(func, args, kwargs, read, versions, made)
-            elif made:  # a constant made on the way (torch.zeros, arange): an input of later ops, no work
-                for t in made:
-                    enter(t)
+            if is_deep and (aten.is_op(func) or aten.is_transforming()):
+                return func(*args, **kwargs)  # the dispatcher announces it
+            versions = [version_of(t) for t in read]
+            before, depth = counted(), 1
+            inside.clear()
+            try:
+                out = plain_result(func, args, kwargs) if on_meta and not counts else None
+                if out is None:
+                    out = func(*args, **kwargs)
+                made = flat(out)
+                changed = [t for t, v in zip(read, versions, strict=True) if version_of(t) != v]
+                if out is None:  # x[:, :8] = y returns nothing; x has changed
+                    made = changed
+                if made and read:
+                    note(_call_name(func, resolve_name), args, kwargs, read, changed, made, counted() - before)
+                elif made:  # a constant made on the way (torch.zeros, arange): an input of later ops, no work
+                    for t in made:
+                        enter(t)
+                elif read and (name := _call_name(func, resolve_name)) in _ESCAPES:
+                    if any(known(t) is not None for t in read):
+                        escapes[f"{name} ({stack[-1]})" if stack[-1] else name] = None
+            finally:
+                depth = 0
             return out
 
-    def note(func: Any, args: Any, kwargs: Any, read: Any, versions: Any, made: Any) -> None:
-        name = getattr(func, "__name__", "")
-        if name in ("__get__", "__set__"):  # x.T, x.data, x.mT
-            name = (resolve_name(func) or "").split(".")[-2]
-        name = name.strip("_") if name.strip("_") else name
-        for prefix in "ir":  # __iadd__, __radd__
-            if name.startswith(prefix) and name[1:] in ("add", "sub", "mul", "div", "truediv", "pow"):
-                name = name[1:]
-        name = _ALIASES.get(name, name)
+    class Below(TorchDispatchMode):
+        supports_higher_order_operators = True
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal depth
+            kwargs = kwargs or {}
+            if depth:
+                if counts:
+                    inside.append(aten.plain_name(func))
+                return func(*args, **kwargs)
+            before, depth = counted(), 1
+            inside[:] = [aten.plain_name(func)]
+            try:
+                out = func(*args, **kwargs)
+                read, made = flat([args, kwargs]), flat(out)
+                changed = aten.written(func, args, kwargs)
+                made = made or changed
+                if made and read:
+                    name, given, named = aten.as_call(func, args, kwargs)
+                    note(name, given, named, read, changed, made, counted() - before)
+                else:
+                    for t in made:
+                        enter(t)
+            finally:
+                depth = 0
+            return out
+
+    def note(name: str, args: Any, kwargs: Any, read: Any, changed: Any, made: Any, seen: int) -> None:
         sources, used = [], []
         for t in read:
-            if id(t) in weight_ids:
-                used.append(weight_ids[id(t)])
-            else:
-                if id(t) not in ids:
-                    enter(t)
-                sources.append(ids[id(t)])
-        changed = [t for t, v in zip(read, versions, strict=True) if t._version != v and id(t) not in weight_ids]
+            weight = weight_of(t)
+            if weight is not None:
+                used.append(weight)
+                continue
+            index = known(t)
+            sources.append(enter(t) if index is None else index)
+        changed = [t for t in changed if weight_of(t) is None]
         read_storages = {storage_of(t) for t in read}
         is_view = not changed and all(storage_of(t) in read_storages for t in made)
         if is_view and all(id(t) in ids for t in made):
@@ -334,6 +526,10 @@ def record(module: nn.Module, inputs: Sequence[Tensor], *, as_list: bool = False
                 weight_ids[id(t)] = used[0]
                 alive.append(t)
             return
+        attrs = _attributes(name, args, kwargs)
+        if factors := _factors(name, args, kwargs):
+            attrs["shapes"] = [list(t.shape) for t in factors]
+            attrs["read"] = [None if weight_of(t) is not None else known(t) for t in factors]
         targets = [enter(t) for t in made]
         ops.append(
             Op(
@@ -342,9 +538,11 @@ def record(module: nn.Module, inputs: Sequence[Tensor], *, as_list: bool = False
                 tuple(sources),
                 tuple(targets),
                 tuple(dict.fromkeys(used)),
-                _attributes(name, args, kwargs),
+                attrs,
                 is_view,
                 bool(changed),
+                seen if counts else None,
+                tuple(dict.fromkeys(inside)) if counts else (),
             )
         )
 
@@ -353,14 +551,25 @@ def record(module: nn.Module, inputs: Sequence[Tensor], *, as_list: bool = False
 
     def after(mod: nn.Module, _: Any, out: Any) -> None:
         stack.pop()
-        if id(out) in ids and names.get(id(mod)):
-            returned.append((names[id(mod)], ids[id(out)], len(ops)))
+        if names.get(id(mod)) and isinstance(out, torch.Tensor) and not aten.is_transforming():
+            index = known(out)
+            if index is not None:
+                returned.append((names[id(mod)], index, len(ops)))
 
     handles = [torch.nn.modules.module.register_module_forward_pre_hook(before)]
     handles.append(torch.nn.modules.module.register_module_forward_hook(after, always_call=True))
     sources = [enter(t) for t in inputs]
     try:
-        with torch.no_grad(), Recorder():
+        with ExitStack() as modes:
+            modes.enter_context(torch.no_grad())
+            if counts:
+                from torch.nn.attention import SDPBackend, sdpa_kernel
+
+                modes.enter_context(sdpa_kernel(SDPBackend.MATH))
+                modes.enter_context(counter)
+            if is_deep:
+                modes.enter_context(Below())
+            modes.enter_context(Recorder())
             out = module(list(inputs)) if as_list else module(*inputs)
     finally:
         for handle in handles:
@@ -368,8 +577,24 @@ def record(module: nn.Module, inputs: Sequence[Tensor], *, as_list: bool = False
     results = flat(out)
     if not results:
         raise TypeError(f"forward returned {type(out).__name__}, expected a tensor or a list of tensors")
-    outputs = tuple(ids[id(t)] if id(t) in ids else enter(t) for t in results)
-    return OpGraph(tuple(tensors), tuple(roots), tuple(sources), outputs, tuple(ops), tuple(weights), tuple(returned))
+    indexes = [known(t) for t in results]
+    outputs = tuple(enter(t) if i is None else i for t, i in zip(results, indexes, strict=True))
+    return OpGraph(
+        tuple(tensors), tuple(roots), tuple(sources), outputs, tuple(ops), tuple(weights), tuple(returned),
+        counted() if counts else None, tuple(escapes),
+    )  # fmt: skip
+
+
+def _call_name(func: Any, resolve_name: Callable[[Any], str | None]) -> str:
+    """The name under which the rules know a call of torch."""
+    name = getattr(func, "__name__", "")
+    if name in ("__get__", "__set__"):  # x.T, x.data, x.mT
+        name = (resolve_name(func) or "").split(".")[-2]
+    name = name.strip("_") if name.strip("_") else name
+    for prefix in "ir":  # __iadd__, __radd__
+        if name.startswith(prefix) and name[1:] in ("add", "sub", "mul", "div", "truediv", "pow"):
+            name = name[1:]
+    return _ALIASES.get(name, name)
 
 
 def fold_norms(
@@ -402,7 +627,14 @@ def fold_norms(
 _MAX_RECORDED_BYTES = 5 * 10**9
 
 
-def record_anywhere(make: Callable[[str], nn.Module], shapes: Sequence[Shape], *, as_list: bool = False) -> OpGraph:
+def record_anywhere(
+    make: Callable[[str], nn.Module],
+    shapes: Sequence[Shape],
+    *,
+    as_list: bool = False,
+    is_deep: bool = True,
+    counts: bool = False,
+) -> OpGraph:
     """Record on the meta device; on the CPU when the module cannot run there (it reads values, makes CPU tensors)."""
     import torch
 
@@ -410,7 +642,7 @@ def record_anywhere(make: Callable[[str], nn.Module], shapes: Sequence[Shape], *
         module = make(device)
         blank = torch.empty if device == "meta" else torch.zeros  # zeros on meta take a detour through Python
         given = [blank((1, *shape), device=device) for shape in shapes]
-        return record(module, given, as_list=as_list)
+        return record(module, given, as_list=as_list, is_deep=is_deep, counts=counts)
 
     try:
         return run("meta")
@@ -437,7 +669,9 @@ def recorder_version() -> str:
     from pathlib import Path
 
     here = Path(__file__).parent
-    text = b"".join((here / name).read_bytes() for name in ("ops.py", "shapes.py", "folding.py", "blockkit.py"))
+    text = b"".join(
+        (here / name).read_bytes() for name in ("ops.py", "aten.py", "shapes.py", "folding.py", "blockkit.py")
+    )
     try:
         torch_version = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
@@ -630,7 +864,9 @@ def _record_block(row: Row, info: BlockInfo, shapes: tuple[Shape, ...], form: Fo
 
     size = " and ".join("x".join(map(str, s)) for s in shapes)
     try:
-        return replace(record_anywhere(make, shapes, as_list=len(shapes) > 1), unfused=tuple(unfused))
+        is_own = info.origin != "built-in"  # built-in blocks run nothing below Python's calls: see their tests
+        graph = record_anywhere(make, shapes, as_list=len(shapes) > 1, is_deep=is_own, counts=is_own)
+        return replace(graph, unfused=tuple(unfused))
     except BblabError:
         raise
     except (Exception, SystemExit) as error:

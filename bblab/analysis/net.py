@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from bblab import library
 from bblab.analysis import cost as costing
 from bblab.analysis import sight as seeing
+from bblab.analysis.cost import SecondCount
 from bblab.analysis.window import SAME, Range, Window
 from bblab.errors import BblabError, Complaint, SpecError
 from bblab.ops import Form, OpGraph, Shape, block_graph
@@ -49,6 +50,7 @@ class BlockSummary:
     uncounted: tuple[str, ...]
     is_global: bool
     unknown: str
+    second: SecondCount | None = None
     is_simple: bool = field(init=False)
     """One map in, one map out, the same window along both axes, no upsampling: the common fast case."""
 
@@ -70,9 +72,13 @@ def summarise(graph: OpGraph) -> BlockSummary:
         outputs=tuple(shape[1:] for shape in graph.output_shapes),
         views=tuple(tuple(s.windows.get(i) for i in inputs) for s in sights),
         clean=tuple(s.clean for s in sights),
-        uncounted=tuple(dict.fromkeys(f"{c.name} ({c.layer})" if c.layer else c.name for c in costs if c.macs is None)),
+        uncounted=(
+            *dict.fromkeys(f"{c.name} ({c.layer})" if c.layer else c.name for c in costs if c.macs is None),
+            *graph.escapes,
+        ),
         is_global=any(s.is_global for s in sights),
-        unknown=next((s.unknown for s in sights if s.unknown), ""),
+        unknown=next((s.unknown for s in sights if s.unknown), next(iter(graph.escapes), "")),
+        second=costing.second_count(graph, costs),
     )
 
 
@@ -152,6 +158,10 @@ class NetCost:
     unknown: str
     maps: tuple[MapCost, ...]
     taps: tuple[MapCost, ...]
+    second: tuple[tuple[str, SecondCount], ...] = ()
+    """(place, both counts) of every row that torch's own counter counted too: the blocks of a lab."""
+    params_behind: int = 0
+    """Learnable parameters of another library's net that lie behind the cut."""
 
     def sum(self, name: str, *, backbone: bool = False) -> int:
         return (self.backbone_sums if backbone else self.sums)[SUMS.index(name)]
@@ -251,6 +261,7 @@ class Analyst:
         is_square, is_global, unknown = True, False, ""
         rows: list[tuple[int, ...]] = []
         uncounted: list[str] = []
+        second: list[tuple[str, SecondCount]] = []
         maps: list[MapCost] = []
         taps: list[MapCost] = []
         several: list[_Map] | None = None
@@ -266,6 +277,9 @@ class Analyst:
                 rows.append(s.sums)
                 if s.uncounted:
                     uncounted.extend(s.uncounted)
+                if s.second is not None:
+                    at = len(rows) - first - 1
+                    second.append((f"{stage.name}.{at}" if len(stage.rows) > 1 else stage.name, s.second))
                 block_peak = (s.peak_keeping_input_bytes if is_after_tap else s.peak_bytes) + held
                 if block_peak > peak:
                     peak = block_peak
@@ -321,12 +335,16 @@ class Analyst:
             s = self.summary(spec.head, shapes, form)
             rows.append(s.sums)
             uncounted.extend(s.uncounted)
+            if s.second is not None:
+                second.append(("head", s.second))
             peak = max(peak, (s.peak_keeping_input_bytes if is_after_tap else s.peak_bytes) + held)
         total = tuple(map(sum, zip(*rows, strict=True)))
         cut = backbone_rows
         backbone = total if cut == len(rows) else tuple(map(sum, zip(*rows[:cut], strict=True)))
         names = tuple(dict.fromkeys(uncounted)) if uncounted else ()
-        return NetCost(form, given, total, backbone, peak, backbone_peak, names, unknown, tuple(maps), tuple(taps))
+        return NetCost(
+            form, given, total, backbone, peak, backbone_peak, names, unknown, tuple(maps), tuple(taps), tuple(second)
+        )
 
     def _complaints(self, spec: ArchSpec, form: Form, given: Shape) -> list[Complaint]:
         """Every row that fails, with its place; after a failure the walk goes on with the promised shape."""

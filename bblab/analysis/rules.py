@@ -562,6 +562,33 @@ def _deploy_larger(s: Subject, r: Rule) -> Iterator[Finding]:
         yield r.finding("backbone", f"the deploy form is larger than the train form: {', '.join(more)}")
 
 
+@rule("counters-disagree", "warning", "torch.utils.flop_counter, on each block of a lab")
+def _second_count(s: Subject, r: Rule) -> Iterator[Finding]:
+    """bblab's MACs and those of torch's own counter differ on a lab's block, and no known omission explains it."""
+    for form, cost in (("train", s.train), ("deploy", s.deploy)):
+        for where, both in cost.second:
+            if both.unexplained:
+                names = ", ".join(both.unexplained)
+                yield r.finding(
+                    where,
+                    f"bblab counts {both.macs:,} MACs ({form} form), torch's own counter {both.torch_macs:,}; they differ "
+                    f"in {names}: do not trust either before that is understood",
+                )
+
+
+@rule("most-behind-the-cut", "note", "bblab's op list")
+def _behind(s: Subject, r: Rule) -> Iterator[Finding]:
+    """A cut of another library's net that leaves most of its parameters behind."""
+    behind, kept = s.train.params_behind, s.train.params_backbone
+    if behind > kept:
+        where = s.train.taps[-1].stage if s.train.taps else s.spec.name
+        yield r.finding(
+            where,
+            f"{_percent(behind / (behind + kept))} of the net's {_m(behind + kept)} parameters lie behind the cut: "
+            "they are not counted here",
+        )
+
+
 @rule("unfused-latency", "warning", NOTES)
 def _unfused(s: Subject, r: Rule) -> Iterator[Finding]:
     """A latency taken from an unfused net says nothing about the deployed one."""

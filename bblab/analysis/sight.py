@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from bblab.analysis import window as win
+from bblab.analysis.cost import einsum_terms
 from bblab.analysis.window import SAME, Range, Window
 from bblab.ops import Op, OpGraph, Shape
 
@@ -105,10 +106,17 @@ def _fresh(shape: Shape, number: int) -> Sight:
 def _step(op: Op, graph: OpGraph, given: Sequence[tuple[int, Sight]], index: int) -> Sight:
     shape = graph.tensors[index]
     unknown = next((s.unknown for _, s in given if s.unknown), "")
+    if op.name.startswith(("conv", "deform_conv")) and len(given) > 1 and given[0][0] == op.inputs[0]:
+        # A kernel that was made of the map: the windows are those of what it slides over.
+        given = [(given[0][0], replace(given[0][1], is_global=True))]
     merged = _merge(given, op, shape, graph)
     if unknown:
         return replace(merged, unknown=unknown)
+    if merged.axes is None and merged.layout is None and merged.is_global and not merged.windows:
+        return merged  # whatever is done to a vector of the whole map, it knows the whole map
     try:
+        if op.name in _PRODUCTS and (places := _kept(op, given)) is not None:
+            return _rearranged(merged, places, shape)
         rule = RULES.get(op.name)
         if rule is not None:
             return rule(op, graph, merged, shape)
@@ -336,6 +344,69 @@ def _product(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
     if len(op.inputs) == 1:
         return _linear(op, graph, sight, shape)
     return replace(sight, axes=None, layout=None, is_global=True, is_mixed=True)
+
+
+def _kept(op: Op, given: Sequence[tuple[int, Sight]]) -> list[int | None] | None:
+    """Of a product of one activation with weights: where each of its axes is in the result, None where summed over.
+
+    None for a product of two activations, and where the axes are not known.
+    """
+    read, shapes = op.attrs.get("read"), op.attrs.get("shapes")
+    if not read or not shapes:
+        return None
+    sighted = {i for i, _ in given}
+    active = [n for n, index in enumerate(read) if index in sighted]
+    if len(active) != 1 or len(sighted) != 1:
+        return None
+    terms, result = _axes_of(op, shapes)
+    return [result.index(letter) if letter in result else None for letter in terms[active[0]]]
+
+
+def _axes_of(op: Op, shapes: Sequence[Sequence[int]]) -> tuple[list[list[str]], list[str]]:
+    """The axes of a product's factors and of its result, by letters. Raises _Lost for a product without them."""
+    if op.name == "einsum":
+        return einsum_terms(str(op.attrs["equation"]), shapes)
+    if len(shapes) != 2 or op.name not in ("matmul", "rmatmul", "mm", "bmm", "addmm", "baddbmm", "linalg_matmul",
+                                           "tensordot"):  # fmt: skip
+        raise _Lost
+    left, right = (len(s) for s in shapes)
+    if op.name == "tensordot":
+        first, second = op.attrs["dims"]
+        a = [f"a{i}" for i in range(left)]
+        b = [f"b{i}" for i in range(right)]
+        for i, j in zip(first, second, strict=True):
+            b[j % right] = a[i % left]
+        summed = {a[i % left] for i in first}
+        return [a, b], [letter for letter in (*a, *b) if letter not in summed]
+    if left == 1 or right == 1:
+        raise _Lost
+    rank = max(left, right) - 2
+    lead = [f"...{i}" for i in reversed(range(rank))]
+    terms = [[*lead[rank - (left - 2) :], "n", "k"], [*lead[rank - (right - 2) :], "k", "m"]]
+    return terms, [*lead, "n", "m"]
+
+
+def _rearranged(sight: Sight, places: Sequence[int | None], shape: Shape) -> Sight:
+    """A map whose axes went to `places`; where height or width was summed over with weights, it is global."""
+    if sight.axes is not None:
+        h, w = (places[a] for a in sight.axes)
+        if h is None or w is None:
+            return replace(sight, axes=None, is_global=True, is_mixed=True)
+        return replace(sight, axes=(h, w))
+    if sight.layout is None:
+        return sight
+    if any(_has_places(dim) for dim, place in zip(sight.layout, places, strict=True) if place is None):
+        return replace(sight, layout=None, is_global=True, is_mixed=True)
+    parts = [_channels(n) for n in shape]
+    for dim, place in zip(sight.layout, places, strict=True):
+        if place is not None and _has_places(dim):
+            parts[place] = dim
+    return _as_map(replace(sight, layout=tuple(parts)), shape)
+
+
+def _batch_norm(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
+    """A norm with stored statistics is pointwise; one of the map's own looks at all of it."""
+    return replace(sight, is_global=True) if op.attrs.get("training") else _pointwise(sight, shape)
 
 
 def _cat(op: Op, graph: OpGraph, sight: Sight, shape: Shape) -> Sight:
@@ -634,6 +705,7 @@ RULES: dict[str, Rule] = {
     "getitem": _getitem,
     "linear": _linear,
     "layer_norm": _along,
+    "batch_norm": _batch_norm,
     "group_norm": _whole_map_statistics,
     "instance_norm": _whole_map_statistics,
 }
@@ -642,7 +714,10 @@ RULES.update(dict.fromkeys(("softmax", "log_softmax", "normalize", "cumsum"), _a
 RULES["narrow"] = _narrow
 RULES["setitem"] = _setitem
 _PRODUCTS = frozenset(
-    "matmul rmatmul mm bmm addmm baddbmm einsum scaled_dot_product_attention multi_head_attention_forward".split()
+    """
+    matmul rmatmul mm bmm addmm baddbmm einsum linalg_matmul tensordot scaled_dot_product_attention flex_attention
+    multi_head_attention_forward
+    """.split()
 )
 RULES.update(dict.fromkeys(_PRODUCTS, _product))
 RULES.update(dict.fromkeys(("cat", "stack"), _cat))

@@ -133,7 +133,25 @@ def _forms(row: Mapping[str, Any]) -> RenderableType:
     uncounted = sorted({*train["uncounted"], *deploy["uncounted"]})
     if uncounted:
         parts.append(Text("not counted: " + ", ".join(uncounted), style="yellow"))
+    if second := _second(train["second_count"]):
+        parts.append(second)
     return Group(*parts)
+
+
+def _second(blocks: list[Mapping[str, Any]]) -> Text | None:
+    """What torch's own counter says of the lab's blocks, in the train form."""
+    if not blocks:
+        return None
+    ours, theirs, omitted, uncounted = (
+        sum(b[key] for b in blocks) for key in ("macs", "torch_macs", "omitted_by_torch", "uncounted_here")
+    )
+    of = f"{len(blocks)} block{'s' * (len(blocks) > 1)} of the lab (train)"
+    if any(b["differs_in"] for b in blocks):
+        return Text(f"torch's own counter disagrees: {of} {ours:,} MACs here, {theirs:,} there", style="yellow")
+    more = [f"{omitted:,} in ops that it does not know"] if omitted else []
+    more += [f"{uncounted:,} of its own in ops not counted here"] if uncounted else []
+    rest = f"; it counts {theirs:,}: {', '.join(more)}" if more else ""
+    return Text(f"torch's own counter agrees: {ours:,} MACs in {of}{rest}", style="dim")
 
 
 def _ratio(a: float, b: float) -> str:

@@ -151,6 +151,17 @@ def _form_json(cost: NetCost) -> dict[str, Any]:
         "peak_activation_bytes": cost.peak_activation_bytes,
         "num_ops": whole["num_ops"],
         "uncounted": list(cost.uncounted),
+        "second_count": [
+            {
+                "where": where,
+                "macs": both.macs,
+                "torch_macs": both.torch_macs,
+                "omitted_by_torch": both.omitted,
+                "uncounted_here": both.uncounted,
+                "differs_in": list(both.unexplained),
+            }
+            for where, both in cost.second
+        ],
         "activations_backbone": backbone["activations"],
         "elementwise_ops_backbone": backbone["elementwise_ops"],
         "weight_bytes_backbone": backbone["weight_bytes"],
