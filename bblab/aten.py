@@ -85,7 +85,7 @@ def written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[T
     """The arguments that an op overwrites, by its schema."""
     if not hasattr(func, "_schema") or not func._schema.is_mutable:
         return []
-    changed = []
+    changed: list[Tensor] = []
     for number, argument in enumerate(func._schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue

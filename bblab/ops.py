@@ -135,7 +135,7 @@ class OpGraph:
                     bool(f & 1),
                     bool(f & 2),
                     *((rest[0], tuple(rest[1])) if rest else ()),
-                )  # fmt: skip
+                )
                 for n, la, i, o, p, a, f, *rest in ops
             ),
             tuple(Weight(n, tuple(s), b, bool(le)) for n, s, b, le in params),
@@ -292,7 +292,7 @@ def _attributes(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> di
         return {"shapes_of": shaped, "add_zero_attn": bool(heads.get("add_zero_attn"))}
     if name in _RECURRENT:
         if name.endswith("_cell"):
-            matrices = list(args[2:4])
+            matrices: Sequence[Any] = args[2:4]
         else:  # the last list of tensors: a matrix and a vector for every gate, layer and direction
             matrices = [v for v in args if isinstance(v, (list, tuple))][-1]
         steps = args[0].numel() // max(1, args[0].shape[-1])  # times the batch; a packed input has a row for each
@@ -315,12 +315,12 @@ def _contracted(name: str, left: Any, args: Sequence[Any], kwargs: Mapping[str, 
     if name == "addr":
         return 1
     if name == "linalg_vecdot":
-        return left.shape[kwargs.get("dim", -1)]  # type: ignore[no-any-return]
+        return left.shape[kwargs.get("dim", -1)]
     if name == "addbmm":
-        return left.shape[0] * left.shape[-1]  # type: ignore[no-any-return]
+        return left.shape[0] * left.shape[-1]
     if name == "tensordot":
         return _product(left.shape[d] for d in _tensordot_dims(left, args, kwargs)[0])
-    return left.shape[-1]  # type: ignore[no-any-return]
+    return left.shape[-1]
 
 
 def _tensordot_dims(left: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[list[int]]:
@@ -473,9 +473,9 @@ def record(
                 elif made:  # a constant made on the way (torch.zeros, arange): an input of later ops, no work
                     for t in made:
                         enter(t)
-                elif read and (name := _call_name(func, resolve_name)) in _ESCAPES:
-                    if any(known(t) is not None for t in read):
-                        escapes[f"{name} ({stack[-1]})" if stack[-1] else name] = None
+                elif _call_name(func, resolve_name) in _ESCAPES and any(known(t) is not None for t in read):
+                    name = _call_name(func, resolve_name)
+                    escapes[f"{name} ({stack[-1]})" if stack[-1] else name] = None
             finally:
                 depth = 0
             return out
@@ -842,6 +842,8 @@ def _record_block(row: Row, info: BlockInfo, shapes: tuple[Shape, ...], form: Fo
     in_ch: int | tuple[int, ...] = shapes[0][0] if len(shapes) == 1 else tuple(s[0] for s in shapes)
 
     unfused: list[folding.Unfused] = []
+    def make_row(other: Row, device: str) -> nn.Module:
+        return blocks.make(other, in_ch, info, device=device).eval()
 
     def make(device: str) -> nn.Module:
         from torch import nn
@@ -872,11 +874,32 @@ def _record_block(row: Row, info: BlockInfo, shapes: tuple[Shape, ...], form: Fo
     except (Exception, SystemExit) as error:
         said = str(error).strip().splitlines()
         what = said[0] if said else type(error).__name__
-        name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        name = "" if isinstance(error, ValueError) or not said else f"{type(error).__name__}: "
         if isinstance(error, NotImplementedError) and "forward" in what:
             name, what = "", "it has no forward()"
         elif isinstance(row.out, tuple) and isinstance(error, TypeError):
             name, what = "", f"it makes one map, and out is a list ({type(error).__name__}: {what})"
         place = f"{info.file}{blocks.line_in(info.file, error)}"
-        hint = "" if info.origin == "built-in" else f"the block is {info.class_name} in {place}"
-        raise BblabError(f"{row.kind} on a map of {size}: {name}{what}", hint=hint) from error
+        if info.origin == "built-in":
+            raise BblabError(f"{row.kind} on a map of {size}: {name}{what}") from error
+        hint = f"the block is {info.class_name} in {place}"
+        why = _what_it_needs(row, in_ch, make_row, shapes)
+        raise BblabError(f"{row.kind} on a map of {size}: {why}{name}{what}", hint=hint) from error
+
+
+def _what_it_needs(row: Row, in_ch: Any, make_row: Callable[[Row, str], nn.Module], shapes: tuple[Shape, ...]) -> str:
+    """ "it runs at stride 1 only; " where the row asks a lab's block for what it cannot do; else nothing."""
+    tries = []
+    if row.stride != 1:
+        tries.append((replace(row, stride=1), f"it runs at stride 1 only, the row says {row.stride}; "))
+    if isinstance(in_ch, int) and row.out != in_ch:
+        keeping = replace(row, out=in_ch)
+        tries.append((keeping, f"it runs only where out equals its {in_ch} input channels, the row says {row.out}; "))
+        if row.stride != 1:
+            both = f"it runs only at stride 1 and where out equals its {in_ch} input channels; "
+            tries.append((replace(keeping, stride=1), both))
+    for other, words in tries:
+        with suppress(Exception, SystemExit):
+            record_anywhere(lambda device, other=other: make_row(other, device), shapes, as_list=len(shapes) > 1)  # type: ignore[misc]
+            return words
+    return ""

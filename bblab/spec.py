@@ -68,6 +68,12 @@ class BlockInfo:
     has_stride: bool = True
     keeps_channels: bool = False
     is_head: bool = False
+    feeds: tuple[tuple[str, str], ...] = ()
+    """(argument, role) of a lab's block: what its constructor is given by name. Roles: "in", "out", "stride", and
+    "strides" for an argument that is true where the block strides. Empty: `(in_ch, out_ch, stride=...)`."""
+    refusal: str = ""
+    """Why no row can use this class, and `remedy` what to write instead; empty for a block that can be used."""
+    remedy: str = ""
 
     def param(self, name: str) -> Param | None:
         return next((p for p in self.params if p.name == name), None)
@@ -536,7 +542,7 @@ class _Parser:
                 hint = "name a block here and repeat the arguments"
                 self.complain(block[1].mark, f"define {name}: `define` is one level deep", hint)
             elif isinstance(block[1].value, str) and block[1].value not in self.kinds:
-                self.unknown_block(block[1], f"define {name}", set(self.kinds))
+                self.unknown_block(block[1], f"define {name}", usable(self.kinds))
 
     def unknown_block(self, node: Node, where: str, choice: set[str]) -> None:
         self.has_unknown_block = True
@@ -587,7 +593,7 @@ class _Parser:
             return []
         if "block" not in own:
             self.has_unknown_block = True
-            self.complain(node.mark, f"{where}: `block` is missing", near("", self.kinds))
+            self.complain(node.mark, f"{where}: `block` is missing", near("", usable(self.kinds)))
             return []
         block_node = own["block"][1]
         kind = self.word(block_node, f"{where}: block")
@@ -606,8 +612,15 @@ class _Parser:
         if info is None:
             if not defined:  # else the mistake was told at the define
                 self.unknown_block(
-                    block_node, where, {k for k, i in self.kinds.items() if i.is_head == is_head} | set(self.define)
+                    block_node,
+                    where,
+                    {k for k in usable(self.kinds) if self.kinds[k].is_head == is_head} | set(self.define),
                 )
+            self.has_unknown_block = True
+            self.channels = out
+            return []
+        if info.refusal:
+            self.complain(block_node.mark, f"{where}: {kind} {info.refusal}", info.remedy)
             self.has_unknown_block = True
             self.channels = out
             return []
@@ -674,7 +687,8 @@ class _Parser:
             if param.name not in given:
                 if param.is_required:
                     expected = f" ({param.annotation})" if param.annotation else ""
-                    self.complain(entries["block"][0], f"{where}: {info.kind} needs {param.name!r}{expected}")
+                    hint = f"write it in the row: {{block: {info.kind}, {param.name}: ...}}"
+                    self.complain(entries["block"][0], f"{where}: {info.kind} needs {param.name!r}{expected}", hint)
                 continue
             node = given[param.name]
             source = sources.get(param.name, "defaults")
@@ -938,6 +952,11 @@ def resolve(
         path = known[base]
     spec = parse(read_text(path), kinds, file=_shown(path), name=path.stem, edits=edits)
     return cut_at(spec, cut) if at else spec
+
+
+def usable(kinds: Mapping[str, BlockInfo]) -> set[str]:
+    """The kinds that a row may name."""
+    return {kind for kind, info in kinds.items() if not info.refusal}
 
 
 def expanded(path: str | Path) -> Path:

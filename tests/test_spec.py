@@ -433,7 +433,7 @@ def test_a_labs_spec_may_use_the_labs_block(lab: Path) -> None:
     (lab / "blocks").mkdir()
     (lab / "arch_specs").mkdir()
     (lab / "blocks" / "own.py").write_text(
-        "from torch import nn\nclass Own(nn.Module):\n    def __init__(self, a, b, stride=1, width=3): ...\n"
+        "from torch import nn\nclass Own(nn.Module):\n    def __init__(self, in_ch, out_ch, stride=1, width=3): ...\n"
     )
     (lab / "arch_specs" / "mine.yaml").write_text("stages: {a: {block: own.Own, out: 8, stride: 2, width: 5}}")
     spec = find("mine", Rooms(lab))

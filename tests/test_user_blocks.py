@@ -74,9 +74,9 @@ class Rep(nn.Module):
 class Looks(nn.Module):
     """Reads values: cannot run on meta."""
 
-    def __init__(self, a, b):
+    def __init__(self, in_ch, out_ch):
         super().__init__()
-        self.c = nn.Conv2d(a, b, 1)
+        self.c = nn.Conv2d(in_ch, out_ch, 1)
 
     def forward(self, x):
         y = self.c(x)
@@ -86,9 +86,9 @@ class Looks(nn.Module):
 
 
 class MakesTensors(nn.Module):
-    def __init__(self, a, b):
+    def __init__(self, in_ch, out_ch):
         super().__init__()
-        self.c = nn.Conv2d(a, b, 1)
+        self.c = nn.Conv2d(in_ch, out_ch, 1)
 
     def forward(self, x):
         return self.c(x) * torch.ones(1) + torch.arange(x.shape[-1])
@@ -277,8 +277,8 @@ def test_a_pasted_block_is_timed(pasted: Path, bblab: Callable[..., Any], spec_f
 def test_a_labs_file_with_a_built_in_name_loads_beside_it(lab: Path, bblab: Callable[..., Any]) -> None:
     (lab / "blocks").mkdir()
     (lab / "blocks" / "conv.py").write_text(
-        "from torch import nn\n\n\nclass Mine(nn.Conv2d):\n    def __init__(self, a, b, stride=1):\n"
-        "        super().__init__(a, b, 5, stride, 2)\n"
+        "from torch import nn\n\n\nclass Mine(nn.Conv2d):\n    def __init__(self, in_ch, out_ch, stride=1):\n"
+        "        super().__init__(in_ch, out_ch, 5, stride, 2)\n"
     )
     names = [row["name"] for row in json.loads(bblab("blocks", "--json", "-").out)]
     assert "conv" in names and "conv.Mine" in names
@@ -311,9 +311,12 @@ def test_a_built_in_kind_is_replaced_only_on_request(
 # ---------------------------------------------------------------------------------------------- what goes wrong
 
 BROKEN = {
-    "raises in init": ("def __init__(self, a, b): super().__init__(); raise KeyError('boom')", "KeyError: 'boom'"),
+    "raises in init": (
+        "def __init__(self, in_ch, out_ch): super().__init__(); raise KeyError('boom')",
+        "KeyError: 'boom'",
+    ),
     "raises in forward": ("def forward(self, x): raise RuntimeError('out [of] tune')", "RuntimeError: out [of] tune"),
-    "exits": ("def __init__(self, a, b): super().__init__(); raise SystemExit(0)", "it called exit(0)"),
+    "exits": ("def __init__(self, in_ch, out_ch): super().__init__(); raise SystemExit(0)", "it called exit(0)"),
     "exits in forward": ("def forward(self, x): raise SystemExit(3)", "SystemExit: 3"),
     "other channels": (
         "def forward(self, x): return x",
@@ -332,7 +335,7 @@ BROKEN = {
     "unequal concat": ("def forward(self, x): return torch.cat([self.c(x), x[:, :, 1:]], 1)", "RuntimeError"),
     "endless": ("def forward(self, x): return self.forward(x)", "RecursionError"),
     "too many layers": (
-        "def __init__(self, a, b):\n"
+        "def __init__(self, in_ch, out_ch):\n"
         "        super().__init__(); self.c = nn.ModuleList(nn.ReLU() for _ in range(20_000))",
         "has more than 16,384 layers",
     ),
@@ -345,7 +348,9 @@ def test_a_broken_block_is_told_at_its_row(
     body: str, said: str, lab: Path, bblab: Callable[..., Any], spec_file: Callable[..., Path]
 ) -> None:
     init = (
-        "" if "__init__" in body else "def __init__(self, a, b): super().__init__(); self.c = nn.Conv2d(a, b, 1)\n    "
+        ""
+        if "__init__" in body
+        else "def __init__(self, in_ch, out_ch): super().__init__(); self.c = nn.Conv2d(in_ch, out_ch, 1)\n    "
     )
     (lab / "blocks").mkdir()
     (lab / "blocks" / "own.py").write_text(
@@ -362,7 +367,7 @@ def test_all_failing_rows_are_told_together(
 ) -> None:
     (lab / "blocks").mkdir()
     (lab / "blocks" / "own.py").write_text(
-        "from torch import nn\nclass Own(nn.Module):\n    def __init__(self, a, b): raise ValueError('no')\n"
+        "from torch import nn\nclass Own(nn.Module):\n    def __init__(self, in_ch, out_ch): raise ValueError('no')\n"
     )
     ran = bblab(
         "check",
@@ -397,7 +402,7 @@ def test_a_file_that_cannot_be_imported_is_told_with_its_line(
 ) -> None:
     (lab / "blocks").mkdir()
     (lab / "blocks" / "helper.py").write_text("x = 1\n")
-    body = "from torch import nn\nclass Own(nn.Module):\n    def __init__(self, a, b): ...\n"
+    body = "from torch import nn\nclass Own(nn.Module):\n    def __init__(self, in_ch, out_ch): ...\n"
     (lab / "blocks" / "own.py").write_text(source + body)
     ran = bblab("check", spec_file("stages: {a: {block: own.Own, out: 16}}"))
     assert ran.code == 2 and said in ran.err

@@ -143,7 +143,9 @@ MAC_RULES: dict[str, Callable[[Op, OpGraph], int | None]] = {
     "conv_transpose3d": _conv_transpose,
     "linear": _linear,
     **dict.fromkeys(
-        "matmul rmatmul mm bmm mv dot vdot inner addmm addbmm baddbmm addmv addr tensordot linalg_matmul linalg_vecdot".split(),
+        """
+        matmul rmatmul mm bmm mv dot vdot inner addmm addbmm baddbmm addmv addr tensordot linalg_matmul linalg_vecdot
+        """.split(),
         _product,
     ),
     **dict.fromkeys(("linalg_multi_dot", "multi_dot", "chain_matmul"), _chain),

@@ -571,8 +571,8 @@ def _second_count(s: Subject, r: Rule) -> Iterator[Finding]:
                 names = ", ".join(both.unexplained)
                 yield r.finding(
                     where,
-                    f"bblab counts {both.macs:,} MACs ({form} form), torch's own counter {both.torch_macs:,}; they differ "
-                    f"in {names}: do not trust either before that is understood",
+                    f"bblab counts {both.macs:,} MACs ({form} form), torch's own counter {both.torch_macs:,}; they "
+                    f"differ in {names}: trust neither before that is understood",
                 )
 
 

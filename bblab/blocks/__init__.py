@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from bblab.errors import BblabError, near
 from bblab.installing import how_to_install
 from bblab.rooms import Rooms, room
-from bblab.spec import BlockInfo, Param, Row
+from bblab.spec import BlockInfo, Param, Row, usable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -108,7 +108,7 @@ def _read(path: Path, origin: str, stamps: tuple[Stamp, ...]) -> tuple[tuple[Blo
             found.append(
                 (_info(name.value, path, origin, node, classes, module_doc, flags), bool(flags.get("replace")))
             )
-        elif origin == "lab" and _is_module(node, classes) and _takes_channels(node, classes):
+        elif origin == "lab" and _is_module(node, classes):
             info = _info(f"{path.stem}.{node.name}", path, origin, node, classes, module_doc, {})
             found.append((info, False))
     return tuple(found)
@@ -134,12 +134,6 @@ def _is_module(node: ast.ClassDef, classes: dict[str, ast.ClassDef], depth: int 
     return False
 
 
-def _takes_channels(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> bool:
-    """Whether two channel counts can be its first arguments: a pasted file also has activations and whole nets."""
-    init = _init_of(node, classes)
-    return init is not None and (len([*init.args.posonlyargs, *init.args.args]) > 2 or init.args.vararg is not None)
-
-
 def _init_of(node: ast.ClassDef, classes: dict[str, ast.ClassDef], depth: int = 0) -> ast.FunctionDef | None:
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
@@ -160,21 +154,22 @@ def _info(
     module_doc: str,
     flags: dict[str | None, Any],
 ) -> BlockInfo:
-    init = _init_of(node, classes)
-    params: list[Param] = []
-    has_stride = False
-    if init is not None:
-        spec = init.args
-        positional = [*spec.posonlyargs, *spec.args][1:]
-        defaults: list[ast.expr | None] = [None] * (len(positional) - len(spec.defaults)) + list(spec.defaults)
-        named = list(zip(positional, defaults, strict=True))[2:]
-        pairs = [*named, *zip(spec.kwonlyargs, spec.kw_defaults, strict=True)]
-        for argument, default in pairs:
-            if argument.arg == "stride":
-                has_stride = True
-            elif argument.arg not in ("device", "dtype"):
-                written = ast.unparse(argument.annotation) if argument.annotation else ""
-                params.append(Param(argument.arg, written, _literal(default), default is None))
+    arguments = _arguments(node, classes)
+    is_head, keeps_channels = bool(flags.get("is_head")), bool(flags.get("keeps_channels"))
+    feeds: tuple[tuple[str, str], ...] = ()
+    refusal = remedy = ""
+    if origin == "built-in":  # always (in_ch, out_ch, stride)
+        own = (arguments or [])[2:]
+        has_stride = any(a.name == "stride" for a in own)
+        params = [a for a in own if a.name not in ("stride", "device", "dtype")]
+    else:
+        feeds, refusal = roles(arguments, is_head=is_head)
+        has_stride = any(role in ("stride", "strides") for _, role in feeds)
+        fed = {name for name, _ in feeds}
+        params = [a for a in arguments or [] if a.name not in fed and a.name not in ("device", "dtype")]
+        keeps_channels = keeps_channels or (not refusal and "out" not in [role for _, role in feeds])
+        if refusal:
+            remedy = _adapter(path, node.name, arguments)
     doc = ast.get_docstring(node) or module_doc
     source = next((line.strip() for line in (doc + "\n" + module_doc).splitlines() if "arXiv" in line), "")
     return BlockInfo(
@@ -186,9 +181,129 @@ def _info(
         source=source,
         origin=origin,
         has_stride=has_stride,
-        keeps_channels=bool(flags.get("keeps_channels")),
-        is_head=bool(flags.get("is_head")),
+        keeps_channels=keeps_channels,
+        is_head=is_head,
+        feeds=feeds,
+        refusal=refusal,
+        remedy=remedy,
     )
+
+
+def _arguments(node: ast.ClassDef, classes: dict[str, ast.ClassDef], depth: int = 0) -> list[Param] | None:
+    """What the constructor takes by name, as its text says; None where that cannot be read from the lab's files.
+
+    `**kwargs` are handed on to the base class, where the lab has it.
+    """
+    init = _init_of(node, classes)
+    if init is None:
+        return [] if [_last_name(base) for base in node.bases] == ["Module"] else None
+    spec = init.args
+    positional = [*spec.posonlyargs, *spec.args][1:]
+    if spec.posonlyargs[1:] or (spec.vararg is not None and spec.kwarg is None and not positional):
+        return None
+    defaults: list[ast.expr | None] = [None] * (len(positional) - len(spec.defaults)) + list(spec.defaults)
+    pairs = [*zip(positional, defaults, strict=True), *zip(spec.kwonlyargs, spec.kw_defaults, strict=True)]
+    found = [
+        Param(a.arg, ast.unparse(a.annotation) if a.annotation else "", _literal(default), default is None)
+        for a, default in pairs
+    ]
+    if spec.kwarg is not None and depth < 10:
+        for base in node.bases:
+            parent = classes.get(_last_name(base))
+            if parent is not None and parent is not node and init in node.body:
+                known = {p.name for p in found}
+                found += [p for p in _arguments(parent, classes, depth + 1) or [] if p.name not in known]
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- what goes where
+
+# What papers and their code call a block's widths and its stride. Compared in small letters.
+_IN = frozenset(
+    """
+    in_ch in_chs in_channel in_channels in_c in_planes in_plane inplanes inplane inp inps inc in_dim in_dims dim_in
+    input_dim input_dims in_features in_feature in_filters in_nc in_feat in_feats in_width in_size cin c_in c1 ch_in
+    chin channels_in channel_in nin n_in num_in num_in_channels ni input_channels input_channel inchannels inchannel
+    in_embed_dim in_chans in_chan ich ic i_ch width_in nb_in input_size input_filters input_width input_planes
+    """.split()
+)
+_OUT = frozenset(
+    """
+    out_ch out_chs out_channel out_channels out_c out_planes out_plane outplanes outplane oup oups outp outc ouc
+    out_dim out_dims dim_out output_dim output_dims out_features out_feature out_filters out_nc out_feat out_feats
+    out_width out_size cout c_out c2 ch_out chout channels_out channel_out nout n_out num_out num_out_channels no
+    output_channels output_channel outchannels outchannel out_embed_dim out_chans out_chan och oc o_ch out planes
+    width_out nb_out output_size output_filters output_width output_planes
+    """.split()
+)
+_BOTH = frozenset(
+    """
+    dim dims channels channel ch chs c num_channels n_channels n_ch nch nf n_feat n_feats num_features features feat
+    width embed_dim embed_dims d_model model_dim hidden_dim hidden_size filters num_filters n_filters chan chans chn
+    """.split()
+)
+_OUT_BESIDE_IN = frozenset("channels channel ch chs c num_channels n_channels dim dims filters num_filters nf".split())
+_CLASSES = frozenset("num_classes n_classes classes nclass num_class nb_classes".split())
+_STRIDE = frozenset("stride strides s conv_stride stride_size".split())
+_STRIDES = frozenset("down downsample down_sample downsampling is_down do_downsample downscale subsample".split())
+
+
+def roles(arguments: list[Param] | None, *, is_head: bool = False) -> tuple[tuple[tuple[str, str], ...], str]:
+    """What a row may give a constructor: ((argument, role), ...), or nothing and the words why not.
+
+    Roles: "in" and "out" for channels ("in" alone: the block keeps them), "stride" for a number, "strides" for a yes or
+    no. Only arguments that are named like that are fed; every other one is the spec's own to give.
+    """
+    if arguments is None:
+        return (), "has a constructor that its file does not spell out, so a row cannot feed it"
+    if not arguments:
+        return (), "takes no channels, so a row cannot feed it"
+    small = {a.name: a.name.lower().strip("_") for a in arguments}
+    given = next((a.name for a in arguments if small[a.name] in _IN), None)
+    result = next((a.name for a in arguments if small[a.name] in _OUT | (_CLASSES if is_head else frozenset())), None)
+    both = [a for a in arguments if small[a.name] in _BOTH]
+    if given is None and both:
+        given = both[0].name
+    elif (
+        given is not None and result is None and both and both[0].is_required and small[both[0].name] in _OUT_BESIDE_IN
+    ):
+        result = both[0].name
+    if given is None and result is not None:  # Block(planes): as many out as in
+        given, result = result, None
+    if given is None:
+        names = ", ".join(a.name for a in arguments)
+        return (), f"takes ({names}): none of these is named like channels, so a row cannot feed it"
+    feeds = [(given, "in")] + ([(result, "out")] if result is not None else [])
+    for a in arguments:
+        word = small[a.name]
+        is_number = isinstance(a.default, int) and not isinstance(a.default, bool)
+        if word == "stride" or (word in _STRIDE and (a.is_required or is_number or isinstance(a.default, tuple))):
+            feeds.append((a.name, "strides" if isinstance(a.default, bool) else "stride"))
+            break
+        if word in _STRIDES and (a.is_required or is_number or isinstance(a.default, bool)):
+            feeds.append((a.name, "stride" if is_number else "strides"))
+            break
+    return tuple(feeds), ""
+
+
+def _adapter(path: Path, name: str, arguments: list[Param] | None) -> str:
+    """The class to write for a constructor that cannot be fed."""
+    needed = ", ".join(f"{a.name}=..." for a in arguments or () if a.is_required) or "..."
+    return (
+        f"say in {path.name} what goes where, and use `block: {path.stem}.{name}Block`:\n"
+        f"    class {name}Block(nn.Module):\n"
+        f"        def __init__(self, in_ch, out_ch, stride=1):\n"
+        f"            super().__init__(); self.body = {name}({needed if arguments else ''})\n"
+        f"        def forward(self, x): return self.body(x)"
+    )
+
+
+def fed(row: Row, in_ch: Any, info: BlockInfo) -> tuple[list[Any], dict[str, Any]]:
+    """(arguments, keywords) of a row's block: its channels and stride, without the row's own arguments."""
+    if not info.feeds:
+        return [in_ch, row.out], {"stride": row.stride} if info.has_stride else {}
+    values = {"in": in_ch, "out": row.out, "stride": row.stride, "strides": row.stride > 1}
+    return [], {name: values[role] for name, role in info.feeds}
 
 
 def _literal(node: ast.expr | None) -> Any:
@@ -323,12 +438,17 @@ def make(row: Row, in_ch: int | tuple[int, ...], info: BlockInfo, *, device: Any
     import torch
 
     cls = load(info)
-    out = list(row.out) if isinstance(row.out, tuple) else row.out
-    first: Any = list(in_ch) if isinstance(in_ch, tuple) else in_ch
-    kwargs = row.kwargs
-    if info.has_stride:
-        kwargs["stride"] = row.stride
+    given, kwargs = fed(row, in_ch, info)
+    given = [list(v) if isinstance(v, tuple) else v for v in given]
+    kwargs = {k: list(v) if isinstance(v, tuple) else v for k, v in kwargs.items()} | row.kwargs
     accepted = _parameters(cls)  # type: ignore[arg-type]  # a class is hashable
+    if info.feeds and not accepted.issuperset(kwargs) and not _takes_any(cls):  # type: ignore[arg-type]
+        named = sorted(set(kwargs) - accepted)
+        raise BblabError(
+            f"{info.class_name} takes ({', '.join(inspect.signature(cls).parameters)}) once its file has run, but its "
+            f"text says it takes {', '.join(named)}",
+            hint=f"spell the constructor out in {info.file}, without a decorator that changes it",
+        )
     if "device" in accepted:
         kwargs["device"] = device
     count = 0
@@ -345,7 +465,7 @@ def make(row: Row, in_ch: int | tuple[int, ...], info: BlockInfo, *, device: Any
     hands_on = info.origin == "built-in" and "device" in accepted
     try:
         with nullcontext() if hands_on else torch.device("cpu" if device is None else device):
-            return cls(first, out, **kwargs)
+            return cls(*given, **kwargs)
     except SystemExit as error:  # a pasted script's way to end
         raise RuntimeError(f"it called exit({error.code})") from None
     finally:
@@ -357,8 +477,16 @@ def _parameters(cls: type[nn.Module]) -> frozenset[str]:
     return frozenset(inspect.signature(cls).parameters)
 
 
+@cache
+def _takes_any(cls: type[nn.Module]) -> bool:
+    """Whether the constructor has `**kwargs`."""
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(cls).parameters.values())
+
+
 def get(kind: str, kinds: dict[str, BlockInfo]) -> BlockInfo:
-    """The info of a kind. Raises BblabError that lists the near ones."""
+    """The info of a kind. Raises BblabError that lists the near ones, or says why a class cannot be a block."""
     if kind not in kinds:
-        raise BblabError(f"no block {kind!r}", hint=near(kind, kinds))
+        raise BblabError(f"no block {kind!r}", hint=near(kind, usable(kinds)))
+    if kinds[kind].refusal:
+        raise BblabError(f"{kind} {kinds[kind].refusal}", hint=kinds[kind].remedy)
     return kinds[kind]

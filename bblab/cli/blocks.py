@@ -23,7 +23,7 @@ def blocks(
 
     opened = common.open_lab(lab)
     kinds = opened.kinds
-    chosen = [get(kind, dict(kinds))] if kind else list(kinds.values())
+    chosen = [get(kind, dict(kinds))] if kind else [i for i in kinds.values() if not i.refusal]
     if json:
         common.write_json(json, [_row(i) for i in chosen])
     if json == "-":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bblab
+from bblab import blocks
 from bblab.errors import BblabError
 from bblab.export import sources
 from bblab.export.target import Input, Layout
@@ -147,9 +148,10 @@ def _call(row: Row, name: str, in_ch: Any, info: BlockInfo, count: int) -> str:
     def shown(channels: Any) -> str:
         return repr(list(channels)) if isinstance(channels, tuple) else repr(channels)
 
-    given = [shown(in_ch), shown(row.out)]
-    if info.has_stride and (row.stride != 1 or info.origin != "built-in"):
-        given.append(f"stride={row.stride}")
+    positional, named = blocks.fed(row, in_ch, info)
+    if row.stride == 1 and info.origin == "built-in":
+        named.pop("stride", None)
+    given = [*map(shown, positional), *(f"{key}={shown(value)}" for key, value in named.items())]
     given += [f"{key}={_literal(value)}" for key, value in row.kwargs.items()]
     call = f"{name}({', '.join(given)})"
     return call if count == 1 else f"*({call} for _ in range({count}))"
