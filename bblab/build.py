@@ -351,8 +351,9 @@ class Library(nn.Module):
         super().__init__()
         assert spec.library is not None
         self.name = spec.library
-        self.net = library.make_net(spec.library, device=device)
-        self.last_module = library.cut_point(library.graph_of(spec), spec).module
+        self.net = library.make_net(spec.library, device=device, size=spec.input[1:])
+        cut = library.cut_point(library.graph_of(spec), spec)
+        self.last_module, self.grid = cut.module, cut.grid
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if not self.last_module:
@@ -365,7 +366,7 @@ class Library(nn.Module):
         try:
             self.net(x)
         except _Reached as reached:
-            return (reached.value,)
+            return (library.as_map(reached.value, self.grid),)
         finally:
             handle.remove()
         raise RunError(f"{self.name}: the module {self.last_module} did not run")

@@ -842,6 +842,7 @@ def _record_block(row: Row, info: BlockInfo, shapes: tuple[Shape, ...], form: Fo
     in_ch: int | tuple[int, ...] = shapes[0][0] if len(shapes) == 1 else tuple(s[0] for s in shapes)
 
     unfused: list[folding.Unfused] = []
+
     def make_row(other: Row, device: str) -> nn.Module:
         return blocks.make(other, in_ch, info, device=device).eval()
 

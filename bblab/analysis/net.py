@@ -479,7 +479,8 @@ def upto(graph: OpGraph, point: library.Cut) -> OpGraph:
     read = {i for op in done for i in op.params}
     # Indexes stay valid: weights that are not read are kept as empty places.
     params = tuple(w if i in read else replace(w, shape=(0,)) for i, w in enumerate(graph.params))
-    return replace(graph, ops=done, outputs=(point.tensor,), params=params, module_outputs=())
+    ended = replace(graph, ops=done, outputs=(point.tensor,), params=params, module_outputs=())
+    return library.with_map(ended, point)
 
 
 def _library_cost(spec: ArchSpec, form: Form, given: Shape) -> NetCost:
@@ -503,5 +504,5 @@ def _library_cost(spec: ArchSpec, form: Form, given: Shape) -> NetCost:
     total = backbone if spec.cut else summarise(whole)
     return NetCost(
         form, given, total.sums, backbone.sums, total.peak_bytes, backbone.peak_bytes, total.uncounted, unknown,
-        tuple(maps), tuple(maps[-1:]),
+        tuple(maps), tuple(maps[-1:]), (), sum(w.numel for w in whole.params if w.is_learnable) - backbone.sums[0],
     )  # fmt: skip

@@ -576,16 +576,16 @@ def _second_count(s: Subject, r: Rule) -> Iterator[Finding]:
                 )
 
 
-@rule("most-behind-the-cut", "note", "bblab's op list")
+@rule("most-behind-the-tap", "note", "bblab's op list")
 def _behind(s: Subject, r: Rule) -> Iterator[Finding]:
-    """A cut of another library's net that leaves most of its parameters behind."""
+    """Another library's net most of whose parameters lie behind its last tap: it is another net than its name says."""
     behind, kept = s.train.params_behind, s.train.params_backbone
     if behind > kept:
         where = s.train.taps[-1].stage if s.train.taps else s.spec.name
         yield r.finding(
             where,
-            f"{_percent(behind / (behind + kept))} of the net's {_m(behind + kept)} parameters lie behind the cut: "
-            "they are not counted here",
+            f"{_percent(behind / (behind + kept))} of the net's {_m(behind + kept)} parameters lie behind the last "
+            "tap: the backbone's figures leave them out",
         )
 
 

@@ -144,7 +144,7 @@ def _net(spec: ArchSpec, kinds: Mapping[str, BlockInfo], form: Form, device: str
 
     example = _example(spec, device)
     if spec.library:
-        net = library.make_net(spec.library, device=device)
+        net = library.make_net(spec.library, device=device, size=spec.input[1:])
         if form == "deploy":
             net = library.reparameterize(net, spec.library)
             ops.fold_norms(net, [example], is_ours=True)

@@ -649,7 +649,9 @@ class Lab:
         def make() -> Any:
             from bblab import build
 
-            return build.build(spec, self.kinds, form=form)
+            # Some of another library's nets are built for one size.
+            sized = replace(spec, input=(spec.input[0], *side)) if spec.library else spec
+            return build.build(sized, self.kinds, form=form)
 
         used = sorted({row.kind for stage in spec.stages for row in stage.rows})
         code = "".join(self._versions.get(kind, "") for kind in used)
