@@ -57,11 +57,6 @@ def make_net(reference: str, *, device: str | None = None, size: tuple[int, int]
         return _made(lambda **more: models.get_model(name, weights=None, **extra, **more), ways).eval()
 
 
-def without_tag(reference: str) -> str:
-    """The net of a reference: `timm:NAME.TAG` is `timm:NAME` with certain weights."""
-    return reference.partition(".")[0] if reference.startswith("timm:") else reference
-
-
 def _check_name(timm: Any, name: str) -> None:
     base, dot, tag = name.partition(".")
     if base not in timm.list_models():
@@ -128,7 +123,7 @@ def graph_of(spec: ArchSpec, form: Form = "train", size: tuple[int, int] | None 
         version = importlib.metadata.version(spec.library.partition(":")[0])
     except importlib.metadata.PackageNotFoundError:
         version = "missing"
-    key = "|".join((ops.recorder_version(), "library", without_tag(spec.library), version, repr(shape), form))
+    key = "|".join((ops.recorder_version(), "library", spec.library, version, repr(shape), form))
 
     unfused: list[tuple[str, str, bool]] = []
 
@@ -168,7 +163,7 @@ def graph_of(spec: ArchSpec, form: Form = "train", size: tuple[int, int] | None 
 
 
 class Grid(NamedTuple):
-    """How a tensor holds a map: B, C, H, W ("map"), B, H, W, C ("last") or B, N, C ("tokens", `prefix` others first)."""
+    """A map in a tensor: B, C, H, W ("map"), B, H, W, C ("last") or B, N, C ("tokens", `prefix` others first)."""
 
     layout: Literal["map", "last", "tokens"]
     height: int

@@ -216,6 +216,11 @@ def test_its_cost_is_recorded_alike_twice_and_agrees_with_torch(info: BlockInfo,
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             module(*x)
         assert total.macs * 2 == counter.get_total_flops(), form
+        # once more with both counters side by side, op by op, and with what runs below Python's calls
+        beside = ops.record(module, x, counts=True)
+        second = cost.second_count(beside, cost.op_costs(beside))
+        assert second is not None and (second.unexplained, second.difference, second.omitted) == ((), 0, 0)
+        assert [o.name for o in beside.ops] == [o.name for o in graph.ops], "something runs below Python's calls"
 
 
 @pytest.mark.slow

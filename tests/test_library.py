@@ -1,6 +1,7 @@
 """Other libraries' nets as peers: analysed whole, cut after a stage's end, fused; clear words for what cannot be."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,10 +106,77 @@ def test_a_net_that_hands_on_its_image_is_not_cut_there(analyst: Analyst) -> Non
     assert [m.stage for m in cost.maps] == ["s2", "s4", "s8", "s16", "s32"]
 
 
-def test_maps_with_the_channels_last_are_no_cuts(kinds: Mapping[str, BlockInfo]) -> None:
-    """Swin hands on B, H, W, C after its patches: only the patch embedding is a map that a tracker could take."""
-    one = spec.resolve("timm:swin_tiny_patch4_window7_224", ROOMS, kinds)
-    assert [p.stride for p in library.stage_points(library.graph_of(one))] == [4]
+# Parameters up to the last map, MACs at 224 px, the maps' strides. vit_tiny: 5,717,416 less the classifier's 193,000.
+TOKENS = {
+    "timm:vit_tiny_patch16_224@s16": (5_524_416, [16]),
+    "timm:deit_tiny_distilled_patch16_224": (5_910_800 - 2 * 193_000, [16]),  # two classifiers behind two tokens
+    "timm:mixer_s16_224": (18_528_264 - 513_000, [16]),
+    "timm:swin_tiny_patch4_window7_224": (28_288_354 - 769_000, [4, 8, 16, 32]),
+    "torchvision:swin_t": (28_288_354 - 769_000, [4, 8, 16, 32]),
+    "timm:convit_tiny": (5_710_512 - 193_000, [16]),
+}
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_a_net_of_tokens_is_cut_at_its_end_and_counted_as_torch_counts(name: str, analyst: Analyst) -> None:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    params, strides = TOKENS[name]
+    one = spec.resolve(name, ROOMS, analyst.kinds)
+    cost = analyst.cost(one, "train")
+    assert (cost.params_backbone, cost.uncounted) == (params, ())
+    last = cost.maps[-1]
+    assert [224 // m.height for m in cost.maps] == strides
+    cut = build.Library(one, device="meta").eval()
+    x = torch.zeros(1, 3, 224, 224, device="meta")
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        (out,) = cut(x)
+    assert out.shape == (1, last.channels, last.height, last.width)
+    assert cost.macs_backbone * 2 == counter.get_total_flops()
+    # attention sees all, or what it sees is not known; never a plain window
+    assert last.is_global or (cost.unknown and last.receptive_field is None)
+
+
+def test_vit_tiny_has_its_published_figures(analyst: Analyst) -> None:
+    # arXiv:2106.10270 and timm's table: 5.7 M parameters, 1.3 GMACs at 224 px
+    cost = analyst.cost(spec.resolve("timm:vit_tiny_patch16_224", ROOMS, analyst.kinds), "train")
+    # per block and token 192 x (3 + 1 + 4 + 4) x 192; 12 blocks of 197 tokens, scores and sums of 197 x 197 x 192
+    blocks_macs = 12 * (197 * 12 * 192 * 192 + 2 * 197 * 197 * 192)
+    assert cost.macs == blocks_macs + 196 * 192 * 768 + 192 * 1000
+    assert cost.params == 5_717_416
+
+
+@pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224@s16", "timm:swin_tiny_patch4_window7_224@s16"])
+def test_nets_that_take_an_image_size_run_at_a_trackers(name: str, analyst: Analyst) -> None:
+    one = spec.resolve(name, ROOMS, analyst.kinds)
+    cost = analyst.cost(one, "deploy", (127, 127))
+    module = build.build(replace(one, input=(3, 127, 127)), analyst.kinds)
+    (out,) = module(torch.zeros(1, 3, 127, 127))
+    assert out.shape[1:] == (cost.taps[-1].channels, cost.taps[-1].height, cost.taps[-1].width)
+    assert cost.taps[-1].height == (7 if "vit" in name else 8)  # swin merges an odd map with a row of zeros
+
+
+def test_the_tokens_of_a_map_come_back_in_their_places() -> None:
+    tokens = torch.arange(1 + 6.0).reshape(1, 7, 1)
+    grid = library.Grid("tokens", 2, 3, prefix=1)
+    assert library.as_map(tokens, grid).tolist() == [[[[1, 2, 3], [4, 5, 6]]]]
+    last = torch.arange(6.0).reshape(1, 2, 3, 1)
+    assert library.as_map(last, library.Grid("last", 2, 3)).tolist() == [[[[0, 1, 2], [3, 4, 5]]]]
+
+
+def test_a_tag_chooses_weights_and_leaves_the_net(analyst: Analyst) -> None:
+    tagged = spec.resolve("timm:mobilenetv3_small_100.lamb_in1k@s16", ROOMS, analyst.kinds)
+    assert (tagged.library, tagged.cut) == ("timm:mobilenetv3_small_100.lamb_in1k", "s16")
+    plain = spec.resolve("timm:mobilenetv3_small_100@s16", ROOMS, analyst.kinds)
+    assert analyst.cost(tagged, "train") == analyst.cost(plain, "train")
+
+
+def test_an_unknown_tag_lists_the_nets_tags(analyst: Analyst) -> None:
+    with pytest.raises(BblabError) as caught:
+        analyst.cost(spec.resolve("timm:mobilenetv3_small_100.lamb", ROOMS, analyst.kinds), "train")
+    assert "no weights 'lamb' of mobilenetv3_small_100" in caught.value.message
+    assert "lamb_in1k" in caught.value.hint
 
 
 # ---------------------------------------------------------------------------------------------- refusals
@@ -132,10 +200,11 @@ def test_an_unknown_net_or_cut_is_told_with_the_choice(name: str, said: str, ana
 
 
 def test_a_net_of_one_size_says_so(analyst: Analyst) -> None:
-    one = spec.resolve("timm:vit_tiny_patch16_224", ROOMS, analyst.kinds)
     with pytest.raises(BblabError, match="does not run at 127x127") as caught:
-        analyst.cost(one, "train", (127, 127))
+        analyst.cost(spec.resolve("timm:levit_128s", ROOMS, analyst.kinds), "train", (127, 127))
     assert "fixed image size" in caught.value.hint
+    with pytest.raises(BblabError, match="cannot be built at 127x127: AssertionError: Input shape indivisible"):
+        analyst.cost(spec.resolve("torchvision:vit_b_16", ROOMS, analyst.kinds), "train", (127, 127))
 
 
 def test_an_error_without_words_is_still_named(analyst: Analyst) -> None:

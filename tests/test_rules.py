@@ -257,6 +257,7 @@ CASES: dict[str, tuple[tuple[str, str], tuple[str, str], str, tuple[str, ...]]] 
         (f"{{{STEM}, a: {{block: own.Chatty, out: 16}}}}", ""),
         "fft", ("MACs",)),
 }  # fmt: skip
+TRIED_ELSEWHERE = {"unfused-latency", "counters-disagree", "most-behind-the-tap"}
 
 
 def named(found: list[Finding], rule: str) -> list[Finding]:
@@ -264,7 +265,7 @@ def named(found: list[Finding], rule: str) -> list[Finding]:
 
 
 def test_every_rule_is_tried() -> None:
-    assert set(RULES) - {"unfused-latency"} == set(CASES)
+    assert set(RULES) - TRIED_ELSEWHERE == set(CASES)
 
 
 @pytest.mark.parametrize("rule", CASES)
@@ -292,6 +293,35 @@ def test_rounding_is_a_note_and_a_small_difference_that_stays_a_warning(check: C
         f for f in check(of.replace("NAME, out: 16", "Fuses, out: 16, how: slight")) if f.rule == "forms-differ"
     ]
     assert warning.severity == "warning" and warning.where == "a" and "not by rounding" in warning.message
+
+
+def test_a_count_that_torchs_own_counter_does_not_see_is_a_finding(
+    lab: Lab, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bblab.analysis import cost
+
+    stages = "{stem: {block: conv, out: 16}, a: {block: own.Caffe, out: 16}}"
+    assert named(check(stages), "counters-disagree") == []
+    right = cost.MAC_RULES["conv2d"]
+    monkeypatch.setitem(cost.MAC_RULES, "conv2d", lambda op, graph: 2 * right(op, graph))
+    lab.analyst._summaries.clear()
+    found = named(check(stages), "counters-disagree")
+    lab.analyst._summaries.clear()
+    # at 224 px: 1x1 and 3x3, 16 to 16 channels, and the shortcut's 1x1, on 224 x 224 units
+    macs = 224 * 224 * 16 * 16 * (1 + 9 + 1)
+    assert {f.where for f in found} == {"a"} and found[0].severity == "warning"
+    assert f"{2 * macs:,}" in found[0].message and f"{macs:,}" in found[0].message
+    assert "conv2d (main.0)" in found[0].message
+
+
+def test_a_cut_that_leaves_most_parameters_behind_says_so(check: Check) -> None:
+    pytest.importorskip("timm")
+    (found,) = named(check("timm:resnet18@s16"), "most-behind-the-tap")
+    # layer4: a basic block of 256 to 512 with its projection and one of 512 to 512; the classifier
+    behind = (256 * 512 * 9 + 512 * 512 * 9 + 256 * 512 + 3 * 1024) + (2 * 512 * 512 * 9 + 2 * 1024) + 513_000
+    assert behind == 11_689_512 - 2_782_784
+    assert found.where == "s16" and found.severity == "note" and f"{behind / 11_689_512:.0%}"[:-1] in found.message
+    assert named(check("timm:resnet18"), "most-behind-the-tap") == []
 
 
 def test_tracker_rules_need_a_tracker(check: Check) -> None:

@@ -308,6 +308,184 @@ def test_a_built_in_kind_is_replaced_only_on_request(
     assert row["receptive_field"] == 9
 
 
+# ---------------------------------------------------------------------------------------------- what goes where
+
+CONSTRUCTORS = """
+import torch
+from torch import nn
+
+
+class Conv(nn.Module):
+    def forward(self, x):
+        return self.c(x)
+
+
+class Meta(Conv):
+    def __init__(self, dim, mlp_ratio=3):
+        super().__init__()
+        self.c = nn.Sequential(nn.Conv2d(dim, dim * mlp_ratio, 1), nn.Conv2d(dim * mlp_ratio, dim, 1))
+
+
+class Pool(nn.Module):
+    def __init__(self, dim, pool_size):
+        super().__init__()
+        self.p = nn.AvgPool2d(pool_size, 1, pool_size // 2)
+
+    def forward(self, x):
+        return self.p(x) - x
+
+
+class Yolo(Conv):
+    def __init__(self, c1, c2, k=3, s=1):
+        super().__init__()
+        self.c = nn.Conv2d(c1, c2, k, s, k // 2)
+
+
+class Mobile3(Conv):
+    def __init__(self, inp, hidden_dim, oup, kernel_size, stride):
+        super().__init__()
+        self.c = nn.Sequential(nn.Conv2d(inp, hidden_dim, 1), nn.Conv2d(hidden_dim, oup, kernel_size, stride, 1))
+
+
+class Down(Conv):
+    def __init__(self, dim_in, dim_out, downsample=False):
+        super().__init__()
+        self.c = nn.Conv2d(dim_in, dim_out, 3, 2 if downsample else 1, 1)
+
+
+class ResNets(Conv):
+    def __init__(self, inplanes, planes, stride=1, downsample=None):
+        super().__init__()
+        assert downsample is None
+        self.c = nn.Conv2d(inplanes, planes, 3, stride, 1)
+
+
+class Handed(Yolo):
+    def __init__(self, extra=1, **kwargs):
+        super().__init__(**kwargs)
+
+
+class Residual(nn.Module):
+    def __init__(self, in_ch, out_ch, stride=1):
+        super().__init__()
+        self.c = nn.Conv2d(in_ch, out_ch, 3, stride, 1)
+
+    def forward(self, x):
+        return x + self.c(x)
+
+
+class Asserts(Conv):
+    def __init__(self, in_ch, out_ch, stride):
+        super().__init__()
+        assert stride == 1
+        self.c = nn.Conv2d(in_ch, out_ch, 3, stride, 1)
+
+
+class Odd(Conv):
+    def __init__(self, x, y):
+        super().__init__()
+        self.c = nn.Conv2d(x, y, 3, 1, 1)
+
+
+def changed(cls):
+    class Other(nn.Module):
+        def __init__(self, one, two):
+            super().__init__()
+
+    return Other
+
+
+@changed
+class Lies(Conv):
+    def __init__(self, in_ch, out_ch):
+        super().__init__()
+"""
+
+
+@pytest.fixture
+def constructors(lab: Path) -> Path:
+    (lab / "blocks").mkdir()
+    (lab / "blocks" / "own.py").write_text(CONSTRUCTORS)
+    return lab
+
+
+@pytest.mark.parametrize(
+    ("row", "params", "stride"),
+    [
+        # the second argument is no channel: 8 to 24 and back, not 8 to 8 * 16
+        ("Meta", (8 * 24 + 24) + (24 * 8 + 8), 1),
+        ("Meta, mlp_ratio: 2", (8 * 16 + 16) + (16 * 8 + 8), 1),
+        ("Pool, pool_size: 3", 0, 1),
+        ("Yolo, out: 16, stride: 2", 8 * 16 * 9 + 16, 2),
+        ("Yolo, k: 1", 8 * 8 + 8, 1),
+        # the second argument lies between the two that are channels
+        ("Mobile3, out: 16, hidden_dim: 24, kernel_size: 3, stride: 2", (8 * 24 + 24) + (24 * 16 * 9 + 16), 2),
+        ("Down, out: 16, stride: 2", 8 * 16 * 9 + 16, 2),
+        ("Down", 8 * 8 * 9 + 8, 1),
+        ("ResNets, out: 16, stride: 2", 8 * 16 * 9 + 16, 2),
+        ("Handed, out: 16, k: 1", 8 * 16 + 16, 1),
+    ],
+)
+def test_arguments_are_fed_by_their_names(
+    row: str, params: int, stride: int, constructors: Path, bblab: Callable[..., Any], spec_file: Callable[..., Path]
+) -> None:
+    spec = spec_file(f"input: [3, 32, 32]\nstages: {{stem: {{block: conv, out: 8}}, a: {{block: own.{row}}}}}")
+    ran = bblab("profile", spec, "--no-latency", "--no-verify", "--json", "-")
+    assert ran.code == 0, ran.err
+    (found,) = json.loads(ran.out)
+    assert found["forms"]["train"]["params"] == 3 * 8 * 9 + 16 + params
+    assert found["stride"] == stride
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("Meta, out: 16", "own.Meta keeps its 8 channels, out says 16"),
+        ("Meta, stride: 2", "own.Meta has no stride"),
+        ("Pool", "own.Pool needs 'pool_size'"),
+        ("Pool", "{block: own.Pool, pool_size: ...}"),
+        ("Odd", "own.Odd takes (x, y): none of these is named like channels"),
+        ("Odd", "def __init__(self, in_ch, out_ch, stride=1):"),
+        ("Odd", "self.body = Odd(x=..., y=...)"),
+        ("Conv", "own.Conv takes no channels, so a row cannot feed it"),
+        ("Residual, stride: 2", "it runs at stride 1 only, the row says 2"),
+        ("Residual, out: 16", "it runs only where out equals its 8 input channels, the row says 16"),
+        ("Asserts, stride: 2", "it runs at stride 1 only, the row says 2; AssertionError"),
+        ("Lies", "Lies takes (one, two) once its file has run, but its text says it takes in_ch, out_ch"),
+    ],
+)
+def test_what_cannot_be_fed_is_an_error_that_says_what_to_write(
+    row: str, said: str, constructors: Path, bblab: Callable[..., Any], spec_file: Callable[..., Path]
+) -> None:
+    spec = spec_file(f"input: [3, 32, 32]\nstages: {{stem: {{block: conv, out: 8}}, a: {{block: own.{row}}}}}")
+    ran = bblab("check", spec)
+    assert ran.code == 2 and said in ran.err, ran.err
+
+
+def test_the_adapter_that_the_error_shows_works(
+    constructors: Path, bblab: Callable[..., Any], spec_file: Callable[..., Path]
+) -> None:
+    spec = spec_file("input: [3, 32, 32]\nstages: {stem: {block: conv, out: 8}, a: {block: own.Odd, out: 16}}")
+    lines = bblab("check", spec).err.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.strip().startswith("class OddBlock"))
+    shown = "\n".join(line[4:] for line in lines[first : first + 4])
+    file = constructors / "blocks" / "own.py"
+    file.write_text(file.read_text() + "\n" + shown.replace("x=..., y=...", "x=in_ch, y=out_ch") + "\n")
+    spec.write_text(spec.read_text().replace("own.Odd", "own.OddBlock"))
+    (found,) = json.loads(bblab("profile", spec, "--no-latency", "--no-verify", "--json", "-").out)
+    assert found["forms"]["train"]["params"] == 3 * 8 * 9 + 16 + 8 * 16 * 9 + 16
+
+
+def test_only_what_can_be_fed_is_listed(constructors: Path, bblab: Callable[..., Any]) -> None:
+    names = {row["name"] for row in json.loads(bblab("blocks", "--json", "-").out)}
+    assert {n for n in names if n.startswith("own.")} == {
+        "own.Meta", "own.Pool", "own.Yolo", "own.Mobile3", "own.Down", "own.ResNets", "own.Handed", "own.Residual",
+        "own.Asserts", "own.Lies",
+    }  # fmt: skip
+    ran = bblab("blocks", "own.Odd")
+    assert ran.code == 2 and "class OddBlock(nn.Module):" in ran.err
+
+
 # ---------------------------------------------------------------------------------------------- what goes wrong
 
 BROKEN = {

@@ -203,6 +203,8 @@ def _tracker(row: Mapping[str, Any], why_not: str) -> RenderableType:
     reach = x["padded_units"]
     h = x["map"][1]
     pad = "no unit" if not t["is_padded"] else ("every unit" if reach >= h / 2 else f"{reach} units from each border")
+    if t["rf_over_template"] is None:
+        pad = "an unknown part"
     off = "unknown" if t["offset"] is None else f"{t['offset']:+g} px"
     lines.add_row("", f"receptive field {said}; padding reaches {pad}; search map's centre {off} off the image's")
     lines.add_row("", f"MACs, backbone, deploy: template {si(z['macs_backbone'])}, search {si(x['macs_backbone'])}")
