@@ -441,8 +441,12 @@ def record(
         return []
 
     if counts:
-        from torch.utils.flop_counter import FlopCounterMode
+        from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode
 
+        # As below: torch would import its compiler to keep it away; the function itself, put where it looks, does too.
+        counting: Any = getattr(_FlopCounterMode.__torch_dispatch__, "__wrapped__", None)
+        if counting is not None and not hasattr(counting, "__dynamo_disable"):
+            setattr(counting, "__dynamo_disable", counting)
         counter = FlopCounterMode(display=False)
 
     def counted() -> int:
@@ -461,7 +465,7 @@ def record(
             before, depth = counted(), 1
             inside.clear()
             try:
-                out = plain_result(func, args, kwargs) if on_meta and not counts else None
+                out = plain_result(func, args, kwargs, with_products=not counts) if on_meta else None
                 if out is None:
                     out = func(*args, **kwargs)
                 made = flat(out)
@@ -482,6 +486,10 @@ def record(
 
     class Below(TorchDispatchMode):
         supports_higher_order_operators = True
+
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            return False  # else torch imports its compiler (4 s of CPU time) to keep it away from here
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             nonlocal depth

@@ -18,9 +18,19 @@ if TYPE_CHECKING:
 Shape = Sequence[int]
 
 
-def plain_result(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """An empty meta tensor as `func` would return it; None where torch must be asked."""
+_MULTIPLYING = frozenset(("linear", "matmul", "__matmul__", "conv2d", "einsum", "scaled_dot_product_attention"))
+
+
+def plain_result(
+    func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, with_products: bool = True
+) -> Tensor | None:
+    """An empty meta tensor as `func` would return it; None where torch must be asked.
+
+    Without `with_products` torch is asked for every convolution and product: its counter wants to see them.
+    """
     name = getattr(func, "__name__", "")
+    if not with_products and name in _MULTIPLYING:
+        return None
     rule = _RULES.get(name)
     if rule is None or not args:
         return None
