@@ -123,6 +123,8 @@ def _next(done: HandOver) -> str:
 
 
 def _draw(done: HandOver) -> None:
+    from bblab.export.folder import frozen_words
+
     out = common.console()
     manifest = done.export.manifest
     geometry, trainer = manifest["geometry"], manifest["trainer"]
@@ -144,9 +146,7 @@ def _draw(done: HandOver) -> None:
         markup=False,
         soft_wrap=True,
     )
-    frozen = manifest["freeze"]
-    if frozen["epochs"]:
-        out.print(f"frozen    until epoch {frozen['epochs']}, then {', '.join(frozen['layers'])} learn", markup=False)
+    out.print(f"frozen    {frozen_words(manifest['freeze'])}", markup=False, soft_wrap=True)
 
 
 def _draw_device(done: HandOver) -> None:

@@ -17,7 +17,7 @@ from bblab.errors import BblabError, RunError
 from bblab.export import codegen, fitting
 from bblab.export.carrying import Carried
 from bblab.export.sources import Collection
-from bblab.export.target import Fit, Target
+from bblab.export.target import Fit, Target, freezing
 from bblab.spec import ArchSpec, BlockInfo
 
 FORMAT = "bblab-export-1"
@@ -160,10 +160,8 @@ def contents(
     module = slug(spec.name)
     weights_file = f"{module}{target.weights_suffix}"
     stages = _stages(spec, found)
-    train_layers = [s for s, _, stride in stages if not target.train_above or (stride or 0) > target.train_above]
-    train_layers = train_layers or [s for s, _, _ in stages]
-    if target.layout == "features":
-        train_layers = ["features"]
+    is_random = bool(carried.provenance.get("is_random"))
+    freeze = freezing(target, [(name, stride) for name, _, stride in stages], is_random=is_random)
     where = f"Trains with {target.trainer} ({target.repository} {target.commit})." if target.repository else ""
     mean, std = carried.provenance.get("mean"), carried.provenance.get("std")
     text = codegen.module_text(
@@ -186,8 +184,11 @@ def contents(
         "taps": [t.stage for t in found.search.taps],
         "channels": found.channels,
         "channel": found.channels[-1],
-        "train_layers": train_layers,
-        "freeze_epochs": target.freeze_epochs,
+        "train_layers": list(freeze.layers),
+        "freeze_epochs": freeze.epochs,
+        "lr_share": freeze.lr_share,
+        "freeze_norms": freeze.norms,
+        "freeze_why": freeze.why,
         "template_px": target.template_px,
         "search_px": target.search_px,
         "template_map": found.z[0],
@@ -238,10 +239,12 @@ def contents(
         "provenance": dict(carried.provenance),
         "geometry": geometry,
         "freeze": {
-            "epochs": target.freeze_epochs,
-            "layers": train_layers,
+            "epochs": freeze.epochs,
+            "layers": list(freeze.layers),
             "layers_at_start": values.get("layers_at_start", []),
-            "norms_never_learn": target.norms_never_learn,
+            "norms_never_learn": freeze.norms,
+            "lr_share": freeze.lr_share,
+            "why": freeze.why,
             "how": target.freeze,
         },
         "keys": {k: v for k, v in keys.items() if k != "config_text"},
@@ -398,7 +401,7 @@ def _readme(target: Target, variant: str, spec: ArchSpec, manifest: Mapping[str,
         f"| parameters | {manifest['weights']['parameters']:,} as trained, {geometry['params_deploy']:,} fused |",
         f"| MACs, fused | {geometry['search']['macs_deploy']:,} at search size |",
         f"| input | {fed} |",
-        f"| frozen | {_frozen(target, manifest)} |",
+        f"| frozen | {frozen_words(manifest['freeze'])} |",
         "",
         "## Where it comes from",
         "",
@@ -423,11 +426,16 @@ def _readme(target: Target, variant: str, spec: ArchSpec, manifest: Mapping[str,
     return "\n".join(lines) + "\n"
 
 
-def _frozen(target: Target, manifest: Mapping[str, Any]) -> str:
-    layers = ", ".join(manifest["freeze"]["layers"])
-    if not target.freeze_epochs:
-        return f"{'all norms, for ever; ' if target.norms_never_learn else ''}{layers} learn from the start"
-    return f"epochs 0 to {target.freeze_epochs - 1}, statistics of norms too; then {layers} learn"
+def frozen_words(freeze: Mapping[str, Any]) -> str:
+    """A manifest's `freeze` as one line for a person."""
+    layers, share = ", ".join(freeze["layers"]), freeze["lr_share"]
+    rate = "at the full learning rate" if share == 1 else f"at {share:g} of the learning rate"
+    if freeze["epochs"]:
+        return f"epochs 0 to {freeze['epochs'] - 1}, statistics of norms too; then {layers} learn, {rate}"
+    learn = f"{layers} learn from the start, {rate}"
+    if freeze["norms_never_learn"]:
+        return f"all norms, for ever; {learn}"
+    return f"never ({freeze['why']}); {learn}"
 
 
 def provenance_lines(provenance: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,20 @@ class Fit:
 
 
 @dataclass(frozen=True, slots=True)
+class Freezing:
+    """How a trainer is told to spare the backbone: frozen epochs, the part of the learning rate, what learns, why.
+
+    `norms`: whether norms stay frozen for the whole run. Built by `freezing`.
+    """
+
+    epochs: int
+    lr_share: float
+    layers: tuple[str, ...]
+    norms: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
     """One of several heads or packages of a trainer: what differs in its needs and its config.
 
@@ -47,6 +61,8 @@ class Variant:
 class Target:
     """A trainer's needs.
 
+    freeze_epochs, lr_share: what spares trained weights: epochs in which the backbone is frozen, then its part of the
+    learning rate. Random weights are not spared: `Freezing`.
     root: what `--trainer` of the folder's scripts names, and a file in it. fits: the maps it can take; none: any.
     max_taps: 1 where it takes one tensor; None for any number, as a list. layout: each stage an attribute of the
     backbone, or all in one `features`. input: what it feeds. padding: the rule that gives its maps. train_above: stages
@@ -69,6 +85,7 @@ class Target:
     input: Input = "bgr255"
     padding: str = "same"
     freeze_epochs: int = 10
+    lr_share: float = 0.1
     freeze: str = ""
     norms_never_learn: bool = False
     train_above: int = 0
@@ -86,6 +103,23 @@ class Target:
 
 
 TARGETS: Catalogue[Target] = Catalogue("target")
+RANDOM = "random weights: nothing to spare"
+SPARED = "trained weights are spared"
+
+
+def freezing(target: Target, stages: Sequence[tuple[str, float | None]], *, is_random: bool) -> Freezing:
+    """The freezing for trained weights as the trainer has it; none at all, and the full rate, for random weights.
+
+    `stages`: each stage's name and total stride.
+    """
+    every = tuple(name for name, _ in stages)
+    kept = tuple(name for name, stride in stages if not target.train_above or (stride or 0) > target.train_above)
+    layers = every if is_random else kept or every
+    if target.layout == "features":
+        layers = ("features",)
+    if is_random:
+        return Freezing(0, 1.0, layers, False, RANDOM)
+    return Freezing(target.freeze_epochs, target.lr_share, layers, target.norms_never_learn, SPARED)
 
 SAME_AS = {"siamban": "pysot:siamban", "siamtrackers": "nanotrack", "trackit": "ocean", "video_analyst": "siamfcpp"}
 """Other names of what a target serves."""

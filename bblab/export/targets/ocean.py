@@ -56,9 +56,9 @@ OCEAN:
       KWARGS:
         start_lr: 0.005
         end_lr: 0.00001
-    LAYERS_LR: 0.1
+    LAYERS_LR: $lr_share             # the backbone's part of the learning rate: $freeze_why
     BASE_LR: 0.005
-    UNFIX_EPOCH: $freeze_epochs      # frozen before; the module keeps its norm statistics still
+    UNFIX_EPOCH: $freeze_epochs      # frozen before; the module keeps its norm statistics still: $freeze_why
     WARM_POLICY: 'step'
     UNFIX_POLICY: 'log'
     MOMENTUM: 0.9

@@ -27,8 +27,8 @@ BACKBONE:
         used_layers: $taps
     PRETRAINED: "$weights"           # in this folder; launch.py makes the path whole
     TRAIN_LAYERS: $train_layers      # what is not here stays frozen for ever
-    TRAIN_EPOCH: $freeze_epochs      # frozen before, norm statistics included
-    LAYERS_LR: 0.1
+    TRAIN_EPOCH: $freeze_epochs      # frozen before, norm statistics included: $freeze_why
+    LAYERS_LR: $lr_share             # the backbone's part of the learning rate: $freeze_why
 
 ADJUST:
     ADJUST: true

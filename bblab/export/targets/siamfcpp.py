@@ -102,20 +102,28 @@ train:
           - '{"name": "LinearLR", "start_lr": 0.000001, "end_lr": 0.08, "max_epoch": 1}'
           - '{"name": "CosineLR", "start_lr": 0.08, "end_lr": 0.000001, "max_epoch": 19}'
           lr_multiplier:
-          - '{"name": "backbone", "regex": "basemodel", "ratio": 0.1}'
+          - '{"name": "backbone", "regex": "basemodel", "ratio": $lr_share}'   # $freeze_why
           - '{"name": "other", "regex": "^((?!basemodel).)*$$", "ratio": 1}'
       grad_modifier:
         name: "DynamicFreezer"
         DynamicFreezer:
-          schedule:
-          - '{"name": "all", "regex": "basemodel\\\\.", "epoch": 0, "freezed": true}'
-          - '{"name": "some", "regex": "body\\\\.($trained)\\\\.", "epoch": $freeze_epochs, "freezed": false}'
+          schedule:                  # $freeze_why
+$schedule
 """
 
 
 def config_values(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The stages that learn, as a regular expression."""
-    return {"trained": "|".join(keys["train_layers"])}
+    """The freezer's schedule: parameters by regular expression, from an epoch on."""
+    stages, epoch = "|".join(keys["train_layers"]), keys["freeze_epochs"]
+    actions = [("all", r"basemodel\\.", 0, epoch > 0)]
+    if epoch:
+        actions.append(("some", rf"body\\.({stages})\\.", epoch, False))
+    line = '          - \'{{"name": "{}", "regex": "{}", "epoch": {}, "freezed": {}}}\''
+    return {"schedule": "\n".join(line.format(n, regex, at, _yes(is_frozen)) for n, regex, at, is_frozen in actions)}
+
+
+def _yes(value: bool) -> str:
+    return "true" if value else "false"
 
 
 TARGETS.add(

@@ -60,11 +60,11 @@ MODEL:
     NHEADS: 8
 TRAIN:
   AMP: false
-  BACKBONE_MULTIPLIER: 0.1
+  BACKBONE_MULTIPLIER: $lr_share     # the backbone's part of the learning rate: $freeze_why
   BATCH_SIZE: 16
   DEEP_SUPERVISION: false
   EPOCH: 500
-  FREEZE_BACKBONE_BN: true           # scale, shift and statistics, for the whole run
+  FREEZE_BACKBONE_BN: $freeze_norms  # scale, shift and statistics of all norms, for the whole run: $freeze_why
   BACKBONE_TRAINED_LAYERS: $trained
   GIOU_WEIGHT: 2.0
   GRAD_CLIP_NORM: 0.1
