@@ -223,6 +223,10 @@ def contents(
             "read": list(target.sources),
             "root": target.root,
             "script": target.script,
+            "supplies": list(target.supplies),
+            "imports": list(target.imports),
+            "paths": list(target.paths),
+            "leaves": {"log": target.log, "checkpoints": target.checkpoints},
         },
         "spec": {"name": spec.name, "spec_id": spec.spec_id, "about": spec.about, "canonical": spec.canonical},
         "module": module,
@@ -286,7 +290,7 @@ def launch_text(target: Target) -> str:
     """`launch.py`: the target file's own functions and what they share, as one script."""
     found = Collection()
     common = Path(__file__).parent / "launching.py"
-    for name in ("main", "on_cpu", "trainer_folder"):  # check.py calls the others
+    for name in ("main", "on_cpu", "trainer_folder", "unready", *target.supplies):
         found.add(common, name)
     for name in target.launch:
         found.add(target.file, name)
@@ -306,7 +310,12 @@ def launch_text(target: Target) -> str:
         for text in found.texts(path):
             is_value = not text.startswith(("def ", "class ", "@"))
             lines += ([] if is_value else ["", ""]) + text.splitlines()
-    lines += ["", "", 'if __name__ == "__main__":', "    main(register, start)"]
+    lines += [
+        "",
+        "",
+        'if __name__ == "__main__":',
+        "    main(register, start, smoke, resume, restore, backbone_of, ready)",
+    ]
     return "\n".join(lines) + "\n"
 
 

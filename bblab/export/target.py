@@ -67,7 +67,10 @@ class Target:
     max_taps: 1 where it takes one tensor; None for any number, as a list. layout: each stage an attribute of the
     backbone, or all in one `features`. input: what it feeds. padding: the rule that gives its maps. train_above: stages
     whose total stride is above this are trained (0: all). config: its YAML with $names; launch: functions of the
-    target's own file that `launch.py` consists of. weights_prefix: put before every key of the weight file.
+    target's own file that `launch.py` consists of; supplies: the functions of launching.py that supply what current
+    packages dropped; imports: modules that the script imports as it runs; paths: folders of the trainer that it has on
+    the import path. log, checkpoints: where a run leaves them, as patterns in its folder. weights_prefix: put before
+    every key of the weight file.
     """
 
     name: str
@@ -95,6 +98,11 @@ class Target:
     config: str = ""
     config_values: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     launch: tuple[str, ...] = ()
+    supplies: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    log: str = ""
+    checkpoints: str = ""
     weights_prefix: str = ""
     weights_suffix: str = ".pth"
     variants: Mapping[str, Variant] = field(default_factory=dict)
@@ -103,6 +111,10 @@ class Target:
 
 
 TARGETS: Catalogue[Target] = Catalogue("target")
+LAUNCH = (
+    *("register", "start", "ready", "smoke", "resume", "restore"),
+    *("build", "backbone_of", "taps_of", "scores", "epoch", "step", "PREFIX"),
+)
 RANDOM = "random weights: nothing to spare"
 SPARED = "trained weights are spared"
 
@@ -120,6 +132,7 @@ def freezing(target: Target, stages: Sequence[tuple[str, float | None]], *, is_r
     if is_random:
         return Freezing(0, 1.0, layers, False, RANDOM)
     return Freezing(target.freeze_epochs, target.lr_share, layers, target.norms_never_learn, SPARED)
+
 
 SAME_AS = {"siamban": "pysot:siamban", "siamtrackers": "nanotrack", "trackit": "ocean", "video_analyst": "siamfcpp"}
 """Other names of what a target serves."""

@@ -8,13 +8,15 @@ bin/train.py (build_opt_lr, 72-104), models/config/configv3.yaml.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bblab.export.launching import CONFIG, MANIFEST, WEIGHTS, backbone, enter, function_of, run
-from bblab.export.target import TARGETS, Fit, Target, Variant
+from bblab.export.launching import CONFIG, HERE, MANIFEST, backbone, enter, function_of, run, settings_for
+from bblab.export.pysotlike import absent_data, own_places, resume_keys, smoke_keys
+from bblab.export.target import LAUNCH, TARGETS, Fit, Target, Variant
 
 CONFIG_TEXT = """\
 META_ARC: "$module"
@@ -73,7 +75,8 @@ TRAIN:
     OUTPUT_SIZE: $score_map
     RESUME: ''
     PRETRAINED: ''
-    SNAPSHOT_DIR: './models/snapshot'
+    LOG_DIR: './logs'                # this and the next: launch.py puts them into runs/N of this folder
+    SNAPSHOT_DIR: './snapshot'
     LR:
         TYPE: 'log'
         KWARGS:
@@ -88,10 +91,9 @@ TRAIN:
             step: 1
 
 DATASET:
-    NAMES:                           # the trainer's own ROOT and ANNO hold: data/GOT-10k/crop511, train.json
-    - 'GOT'
-    VIDEOS_PER_EPOCH: 100000
-    TEMPLATE:
+    NAMES: $names
+    VIDEOS_PER_EPOCH: $videos_per_epoch
+$places    TEMPLATE:
         SHIFT: 4
         SCALE: 0.05
         BLUR: 0.0
@@ -108,7 +110,32 @@ DATASET:
 """
 
 SAME_CORRELATION = Fit(8, 16, 16, {"base_size": 7})
-V1_NUMBERS = {"window_influence": 0.462, "penalty_k": 0.148, "track_lr": 0.390, "batch_size": 32}
+PLACES = """\
+    GOT: {ROOT: 'data/GOT-10k/crop511', ANNO: 'data/GOT-10k/train.json'}   # below the checkout, as the trainer has it
+"""
+MORE_PLACES = """\
+    VID: {ROOT: 'data/VID/crop511', ANNO: 'data/VID/train.json'}   # these five are empty in the trainer: yours, or
+    YOUTUBEBB: {ROOT: 'data/YOUTUBEBB/crop511', ANNO: 'data/YOUTUBEBB/train.json'}   # out of NAMES
+    COCO: {ROOT: 'data/COCO/crop511', ANNO: 'data/COCO/train2017.json'}
+    DET: {ROOT: 'data/DET/crop511', ANNO: 'data/DET/train.json'}
+    LASOT: {ROOT: 'data/LASOT/crop511', ANNO: 'data/LASOT/train.json'}
+"""
+
+
+def config_values(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the data sets lie."""
+    return {"places": PLACES + (MORE_PLACES if len(keys["names"]) > 1 else "")}
+
+
+V1_NUMBERS = {
+    "window_influence": 0.462,
+    "penalty_k": 0.148,
+    "track_lr": 0.390,
+    "batch_size": 32,
+    "names": ["GOT"],
+    "videos_per_epoch": 100000,
+    "upstream": "NanoTrack/models/config/configv1.yaml",
+}
 
 TARGETS.add(
     "nanotrack",
@@ -127,12 +154,24 @@ TARGETS.add(
         script="bin/train.py",
         command="python launch.py --trainer SiamTrackers/NanoTrack",
         config=CONFIG_TEXT,
-        launch=("register", "start", "build", "backbone_of", "taps_of", "scores", "epoch", "step", "PREFIX"),
+        config_values=config_values,
+        launch=LAUNCH,
+        supplies=("numpy_names", "whole_checkpoints"),
+        log="logs/logs.txt",
+        checkpoints="snapshot/checkpoint_e*.pth",
         variants={
             "v3": Variant(
                 "pixel-wise and depthwise correlation, six layers a tower; any width",
                 fits=(Fit(8, 16, 15, {"base_size": 7}),),
-                values={"window_influence": 0.455, "penalty_k": 0.138, "track_lr": 0.348, "batch_size": 64},
+                values={
+                    "window_influence": 0.455,
+                    "penalty_k": 0.138,
+                    "track_lr": 0.348,
+                    "batch_size": 64,
+                    "names": ["GOT", "VID", "YOUTUBEBB", "COCO", "DET", "LASOT"],
+                    "videos_per_epoch": 400000,
+                    "upstream": "NanoTrack/models/config/configv3.yaml",
+                },
             ),
             "v1": Variant("pixel-wise correlation; any width", fits=(SAME_CORRELATION,), values=V1_NUMBERS),
             "v2": Variant(
@@ -156,37 +195,60 @@ PREFIX = "backbone."
 def register(trainer: Path) -> None:
     """Enter the backbone and the head's version; no file of the trainer is changed."""
     enter(trainer)
-    from nanotrack.core.config import cfg
     from nanotrack.models import backbone as backbones
     from nanotrack.models import head as heads
 
     backbones.BACKBONES[MANIFEST["module"]] = backbone
     version = importlib.import_module(f"nanotrack.models.head.ban_{MANIFEST['variant']}")
     heads.BANS.update(UPChannelBAN=version.UPChannelBAN, DepthwiseBAN=version.DepthwiseBAN)
-    merge = type(cfg).merge_from_file
-
-    def merge_here(self: Any, path: str) -> None:
-        merge(self, path)
-        if WEIGHTS.name == self.BACKBONE.PRETRAINED:
-            self.BACKBONE.PRETRAINED = str(WEIGHTS)
-
-    type(cfg).merge_from_file = merge_here
 
 
-def start(trainer: Path, rest: list[str]) -> None:
-    run(trainer / "bin/train.py", ["--cfg", str(CONFIG), *rest])
+def ready(trainer: Path) -> str:
+    return absent_data(trainer, "nanotrack")
+
+
+def start(trainer: Path, place: Path, changes: dict[str, Any], rest: list[str]) -> None:
+    config = settings_for(place, {**own_places(place), **changes})
+    run(trainer / "bin/train.py", ["--cfg", str(config), *rest], place)
+
+
+def smoke(trainer: Path, data: Path) -> dict[str, Any]:
+    return smoke_keys(data, "GOT")
+
+
+def resume(place: Path) -> tuple[dict[str, Any], list[str]]:
+    return resume_keys(place)
+
+
+def restore(checkpoint: Any) -> torch.nn.Module:
+    """The trainer's model as training begins, or with a checkpoint loaded by the trainer's own restore_from."""
+    from nanotrack.core.config import cfg
+    from nanotrack.utils.model_load import restore_from
+
+    model = loaded(cfg)
+    if checkpoint is not None:
+        unfrozen = torch.load(checkpoint, map_location="cpu")["epoch"] > cfg.BACKBONE.TRAIN_EPOCH
+        optimizer = optimizer_of(model, cfg.BACKBONE.TRAIN_EPOCH if unfrozen else 0)
+        restore_from(model, optimizer, str(checkpoint))
+    return model
 
 
 def build(trainer: Path) -> torch.nn.Module:
     """The trainer's own model, its backbone loaded by the trainer's own function."""
     register(trainer)
     from nanotrack.core.config import cfg
+
+    cfg.merge_from_file(str(CONFIG))
+    return loaded(cfg)
+
+
+def loaded(cfg: Any) -> torch.nn.Module:
+    """As bin/train.py builds the model, with its configuration."""
     from nanotrack.models.model_builder import ModelBuilder
     from nanotrack.utils.model_load import load_pretrain
 
-    cfg.merge_from_file(str(CONFIG))
     model = ModelBuilder().train()
-    load_pretrain(model.backbone, cfg.BACKBONE.PRETRAINED)
+    load_pretrain(model.backbone, str(HERE / cfg.BACKBONE.PRETRAINED))
     return model
 
 
@@ -206,12 +268,18 @@ def scores(model: Any, z: torch.Tensor, x: torch.Tensor) -> dict[str, Any]:
 
 def epoch(trainer: Path, model: Any, number: int) -> Any:
     """What bin/train.py does before epoch 0 and at TRAIN_EPOCH; its optimiser."""
+    model.train()
+    return optimizer_of(model, number)
+
+
+def optimizer_of(model: Any, number: int) -> Any:
+    """The optimiser that bin/train.py of the trainer builds at an epoch."""
     from nanotrack.core.config import cfg
     from nanotrack.utils.lr_scheduler import build_lr_scheduler
 
-    model.train()
     names = {"torch": torch, "nn": torch.nn, "cfg": cfg, "build_lr_scheduler": build_lr_scheduler}
-    return function_of(trainer / "bin/train.py", "build_opt_lr", names)(model, number)[0]
+    script = Path(importlib.import_module("nanotrack.core").__file__ or "").parents[2] / "bin/train.py"
+    return function_of(script, "build_opt_lr", names)(model, number)[0]
 
 
 def step(model: Any, optimizer: Any) -> float:

@@ -19,15 +19,33 @@ from typing import Any
 
 import torch
 
-from bblab.export.launching import CONFIG, MANIFEST, WEIGHTS, backbone, enter, function_of, run
-from bblab.export.target import TARGETS, Fit, Target
+from bblab.export.launching import (
+    CONFIG,
+    MANIFEST,
+    SMOKE_BATCH,
+    SMOKE_EPOCHS,
+    SMOKE_ITERATIONS,
+    WEIGHTS,
+    backbone,
+    config_value,
+    enter,
+    function_of,
+    leavings,
+    made_up_crops,
+    run,
+    say,
+    settings_for,
+    weights_given,
+    without_gpu,
+)
+from bblab.export.target import LAUNCH, TARGETS, Fit, Target
 
 CONFIG_TEXT = """\
 OCEAN:
   GPUS: '0'
   PRINT_FREQ: 10
   WORKERS: 8
-  OUTPUT_DIR: 'logs'
+  OUTPUT_DIR: 'logs'                 # this and the next: launch.py puts them into runs/N of this folder
   CHECKPOINT_DIR: 'snapshot'
 
   TRAIN:
@@ -123,17 +141,22 @@ TARGETS.add(
         script="tracking/train_ocean.py",
         command="python launch.py --trainer TracKit",
         config=CONFIG_TEXT,
-        launch=("register", "start", "build", "backbone_of", "taps_of", "scores", "epoch", "step", "PREFIX"),
+        launch=LAUNCH,
+        supplies=("numpy_names", "yaml_loader", "whole_checkpoints"),
+        paths=("lib", "tracking"),
+        log="logs/*/*_train.log",
+        checkpoints="snapshot/checkpoint_e*.pth",
         weights_prefix="features.features.",
         notes=(
-            "GPUs are chosen in config.yaml (GPUS) or with -- --gpus 0,1.",
-            "Where TracKit's DCN is not compiled, set ALIGN: False.",
+            "GPUs are chosen in config.yaml (GPUS) or with --gpus 0,1.",
+            "Where TracKit's DCN is not compiled, set ALIGN: False. --smoke does so by itself.",
         ),
-        pip="easydict opencv-python tensorboardX shapely",
+        pip="easydict opencv-python pyyaml scipy shapely tensorboardX torchvision",
     ),
 )
 
 PREFIX = "features.features."
+TRAIN = "OCEAN.TRAIN"
 
 
 class Features(torch.nn.Module):
@@ -150,15 +173,7 @@ class Features(torch.nn.Module):
 
 def register(trainer: Path) -> None:
     """Enter a model with this backbone; no file of the trainer is changed."""
-    enter(trainer, "tracking", "lib")
-    import yaml
-
-    plain = yaml.load
-
-    def load(stream: Any, Loader: Any = yaml.SafeLoader) -> Any:  # PyYAML 6 asks for one
-        return plain(stream, Loader)
-
-    yaml.load = load
+    enter(trainer)
     models: Any = importlib.import_module("models.models")
     channels = MANIFEST["geometry"]["search"]["taps"][-1]["map"][0]
 
@@ -173,20 +188,85 @@ def register(trainer: Path) -> None:
             self.align_head = models.AlignHead(256, 256) if align else None
 
     setattr(models, MANIFEST["module"], Own)
-    settings: Any = importlib.import_module("core.config")
-    update = settings.update_config
-
-    def update_here(path: str) -> None:
-        update(path)
-        train = settings.config.OCEAN.TRAIN
-        if WEIGHTS.name == train.PRETRAIN:  # the script looks in ./pretrain
-            train.PRETRAIN = os.path.relpath(WEIGHTS, os.path.realpath("pretrain"))
-
-    settings.update_config = update_here
 
 
-def start(trainer: Path, rest: list[str]) -> None:
-    run(trainer / "tracking/train_ocean.py", ["--cfg", str(CONFIG), *rest])
+def ready(trainer: Path) -> str:
+    """No GPU, no compiled DCN, or a data set without its annotation."""
+    if without_gpu():
+        return without_gpu()
+    if config_value(f"{TRAIN}.ALIGN") and not has_dcn():
+        return "TracKit's DCN is not compiled: build lib/models/dcn as its README says, or set ALIGN: False"
+    for name in config_value(f"{TRAIN}.WHICH_USE"):
+        path = config_value(f"OCEAN.DATASET.{name}.ANNOTATION")
+        if not path or not (trainer / path).is_file():
+            return f"the data set {name} has no {path}: put it there, or take {name} out of WHICH_USE"
+    return ""
+
+
+def start(trainer: Path, place: Path, changes: dict[str, Any], rest: list[str]) -> None:
+    """In the run's folder: the script makes ./pretrain, and reads the weights from there."""
+    weights = weights_given(f"{TRAIN}.PRETRAIN")
+    own = {
+        "OCEAN.OUTPUT_DIR": str(place / "logs"),
+        "OCEAN.CHECKPOINT_DIR": str(place / "snapshot"),
+        f"{TRAIN}.PRETRAIN": os.path.relpath(trainer / "pretrain" / weights, place / "pretrain"),
+    }
+    for name, data in config_value("OCEAN.DATASET").items():
+        if isinstance(data, dict):  # relative ones are meant from the checkout
+            own.update({f"OCEAN.DATASET.{name}.{key}": str(trainer / data[key]) for key in ("PATH", "ANNOTATION")})
+    config = settings_for(place, {**own, **changes})
+    run(trainer / "tracking/train_ocean.py", ["--cfg", str(config), *rest], place)
+
+
+def smoke(trainer: Path, data: Path) -> dict[str, Any]:
+    """A short training on made-up crops; the script saves from its second epoch on."""
+    root, annotation = made_up_crops(data / "crops")
+    changes = {
+        f"{TRAIN}.START_EPOCH": 0,
+        f"{TRAIN}.END_EPOCH": SMOKE_EPOCHS,
+        f"{TRAIN}.UNFIX_EPOCH": min(1, config_value(f"{TRAIN}.UNFIX_EPOCH")),
+        f"{TRAIN}.WARMUP.IFNOT": False,
+        f"{TRAIN}.BATCH": SMOKE_BATCH,
+        f"{TRAIN}.RESUME": False,
+        f"{TRAIN}.WHICH_USE": ["GOT10K"],
+        "OCEAN.GPUS": "0",
+        "OCEAN.WORKERS": 0,
+        "OCEAN.PRINT_FREQ": SMOKE_ITERATIONS // 2,
+        "OCEAN.DATASET.GOT10K.PATH": root,
+        "OCEAN.DATASET.GOT10K.ANNOTATION": annotation,
+        "OCEAN.DATASET.GOT10K.RANGE": 4,
+        "OCEAN.DATASET.GOT10K.USE": SMOKE_ITERATIONS * SMOKE_BATCH,
+    }
+    if not has_dcn():
+        say("without the object-aware branch: TracKit's DCN is not compiled here")
+        changes[f"{TRAIN}.ALIGN"] = False
+    return changes
+
+
+def resume(place: Path) -> tuple[dict[str, Any], list[str]]:
+    """The newest checkpoint, and the epoch to go on with."""
+    found = leavings(place, "checkpoints")
+    if not found:
+        say("no checkpoint yet: this run begins anew")
+        return {}, []
+    epoch = torch.load(found[-1], map_location="cpu")["epoch"]
+    return {f"{TRAIN}.RESUME": str(found[-1]), f"{TRAIN}.START_EPOCH": epoch}, []
+
+
+def has_dcn() -> bool:
+    return hasattr(importlib.import_module("models.connect"), "DeformConv")
+
+
+def restore(checkpoint: Any) -> torch.nn.Module:
+    """The trainer's model as training begins, or with a checkpoint loaded by the trainer's own restore_from."""
+    settings = importlib.import_module("core.config").config
+    model = loaded(settings)
+    if checkpoint is not None:
+        train = settings.OCEAN.TRAIN
+        unfrozen = torch.load(checkpoint, map_location="cpu")["epoch"] > train.UNFIX_EPOCH
+        optimizer = optimizer_of(model, train.UNFIX_EPOCH if unfrozen else 0)
+        importlib.import_module("utils.utils").restore_from(model, optimizer, str(checkpoint))
+    return model
 
 
 def build(trainer: Path) -> torch.nn.Module:
@@ -194,12 +274,14 @@ def build(trainer: Path) -> torch.nn.Module:
     register(trainer)
     settings = importlib.import_module("core.config")
     settings.update_config(str(CONFIG))
+    return loaded(settings.config)
+
+
+def loaded(settings: Any) -> torch.nn.Module:
+    """As tracking/train_ocean.py builds the model; the weights from here, not from a ./pretrain."""
     models = importlib.import_module("models.models")
-    has_dcn = hasattr(importlib.import_module("models.connect"), "DeformConv")
-    model = getattr(models, settings.config.OCEAN.TRAIN.MODEL)(align=settings.config.OCEAN.TRAIN.ALIGN and has_dcn)
-    load = importlib.import_module("utils.utils").load_pretrain
-    # The script makes ./pretrain and reads from there; the folder need not be for this.
-    return load(model, str(WEIGHTS)).train()
+    model = getattr(models, settings.OCEAN.TRAIN.MODEL)(align=settings.OCEAN.TRAIN.ALIGN and has_dcn())
+    return importlib.import_module("utils.utils").load_pretrain(model, str(WEIGHTS)).train()
 
 
 def backbone_of(model: Any) -> Any:
@@ -218,10 +300,16 @@ def scores(model: Any, z: torch.Tensor, x: torch.Tensor) -> dict[str, Any]:
 
 def epoch(trainer: Path, model: Any, number: int) -> Any:
     """What tracking/train_ocean.py does before epoch 0 and at UNFIX_EPOCH; its optimiser."""
+    return optimizer_of(model, number)
+
+
+def optimizer_of(model: Any, number: int) -> Any:
+    """The optimiser that tracking/train_ocean.py of the trainer builds at an epoch."""
     settings = importlib.import_module("core.config")
     names = {"torch": torch, "nn": torch.nn, "print": lambda *_: None}
     names["build_lr_scheduler"] = importlib.import_module("utils.utils").build_lr_scheduler
-    return function_of(trainer / "tracking/train_ocean.py", "build_opt_lr", names)(settings.config, model, number)[0]
+    script = Path(settings.__file__ or "").parents[2] / "tracking/train_ocean.py"
+    return function_of(script, "build_opt_lr", names)(settings.config, model, number)[0]
 
 
 class Quiet:

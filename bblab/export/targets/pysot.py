@@ -15,8 +15,19 @@ from typing import Any
 
 import torch
 
-from bblab.export.launching import CONFIG, MANIFEST, WEIGHTS, backbone, enter, function_of, one_process, run
-from bblab.export.target import TARGETS, Fit, Target, Variant
+from bblab.export.launching import (
+    CONFIG,
+    HERE,
+    MANIFEST,
+    backbone,
+    enter,
+    function_of,
+    one_process,
+    run,
+    settings_for,
+)
+from bblab.export.pysotlike import absent_data, own_places, resume_keys, smoke_keys
+from bblab.export.target import LAUNCH, TARGETS, Fit, Target, Variant
 
 CONFIG_TEXT = """\
 META_ARC: "$module"
@@ -61,6 +72,8 @@ TRAIN:
     CLS_WEIGHT: 1.0
     LOC_WEIGHT: $loc_weight
     RESUME: ''
+    LOG_DIR: './logs'                # this and the next: launch.py puts them into runs/N of this folder
+    SNAPSHOT_DIR: './snapshot'
     LR:
         TYPE: 'log'
         KWARGS:
@@ -172,7 +185,10 @@ TARGETS.add(
         command="python launch.py --trainer pysot",
         config=CONFIG_TEXT,
         config_values=config_values,
-        launch=("register", "start", "build", "backbone_of", "taps_of", "scores", "epoch", "step", "PREFIX"),
+        launch=LAUNCH,
+        supplies=("numpy_names", "whole_checkpoints"),
+        log="logs/logs.txt",
+        checkpoints="snapshot/checkpoint_e*.pth",
         variants={
             "rpn": Variant(
                 "SiamRPN++: anchors, depthwise correlation",
@@ -219,19 +235,34 @@ def register(trainer: Path) -> None:
     enter(trainer)
     one_process()
     own("models.backbone").BACKBONES[MANIFEST["module"]] = backbone
-    settings = type(own("core.config").cfg)
-    merge = settings.merge_from_file
-
-    def merge_here(self: Any, path: str) -> None:
-        merge(self, path)
-        if WEIGHTS.name == self.BACKBONE.PRETRAINED:
-            self.BACKBONE.PRETRAINED = str(WEIGHTS)
-
-    settings.merge_from_file = merge_here
 
 
-def start(trainer: Path, rest: list[str]) -> None:
-    run(trainer / "tools/train.py", ["--cfg", str(CONFIG), *rest])
+def ready(trainer: Path) -> str:
+    return absent_data(trainer, MANIFEST["keys"]["package"])
+
+
+def start(trainer: Path, place: Path, changes: dict[str, Any], rest: list[str]) -> None:
+    config = settings_for(place, {**own_places(place), **changes})
+    run(trainer / "tools/train.py", ["--cfg", str(config), *rest], place)
+
+
+def smoke(trainer: Path, data: Path) -> dict[str, Any]:
+    return smoke_keys(data, "COCO")
+
+
+def resume(place: Path) -> tuple[dict[str, Any], list[str]]:
+    return resume_keys(place)
+
+
+def restore(checkpoint: Any) -> torch.nn.Module:
+    """The trainer's model as training begins, or with a checkpoint loaded by the trainer's own restore_from."""
+    cfg = own("core.config").cfg
+    model = loaded(cfg)
+    if checkpoint is not None:
+        unfrozen = torch.load(checkpoint, map_location="cpu")["epoch"] > cfg.BACKBONE.TRAIN_EPOCH
+        optimizer = optimizer_of(model, cfg.BACKBONE.TRAIN_EPOCH if unfrozen else 0)
+        own("utils.model_load").restore_from(model, optimizer, str(checkpoint))
+    return model
 
 
 def build(trainer: Path) -> torch.nn.Module:
@@ -239,10 +270,15 @@ def build(trainer: Path) -> torch.nn.Module:
     register(trainer)
     cfg = own("core.config").cfg
     cfg.merge_from_file(str(CONFIG))
-    model = own("models.model_builder").ModelBuilder().train()
-    own("utils.model_load").load_pretrain(model.backbone, cfg.BACKBONE.PRETRAINED)
     steps = (cfg.TRAIN.SEARCH_SIZE - cfg.TRAIN.EXEMPLAR_SIZE) / MANIFEST["geometry"]["stride"] + 1
     assert steps + cfg.TRAIN.BASE_SIZE == cfg.TRAIN.OUTPUT_SIZE, "TrkDataset: size not match!"
+    return loaded(cfg)
+
+
+def loaded(cfg: Any) -> torch.nn.Module:
+    """As tools/train.py builds the model, with its configuration."""
+    model = own("models.model_builder").ModelBuilder().train()
+    own("utils.model_load").load_pretrain(model.backbone, str(HERE / cfg.BACKBONE.PRETRAINED))
     return model
 
 
@@ -263,9 +299,15 @@ def scores(model: Any, z: torch.Tensor, x: torch.Tensor) -> dict[str, Any]:
 def epoch(trainer: Path, model: Any, number: int) -> Any:
     """What tools/train.py does before epoch 0 and at TRAIN_EPOCH; its optimiser."""
     model.train()
+    return optimizer_of(model, number)
+
+
+def optimizer_of(model: Any, number: int) -> Any:
+    """The optimiser that tools/train.py of the trainer builds at an epoch."""
     names = {"torch": torch, "nn": torch.nn, "cfg": own("core.config").cfg}
     names["build_lr_scheduler"] = own("utils.lr_scheduler").build_lr_scheduler
-    return function_of(trainer / "tools/train.py", "build_opt_lr", names)(model, number)[0]
+    script = Path(own("core").__file__ or "").parents[2] / "tools/train.py"
+    return function_of(script, "build_opt_lr", names)(model, number)[0]
 
 
 def step(model: Any, optimizer: Any) -> float:

@@ -9,23 +9,40 @@ DynamicFreezer freezes parameters only: norm statistics would keep moving. The e
 
 from __future__ import annotations
 
-import collections
-import collections.abc
 import importlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bblab.export.launching import CONFIG, MANIFEST, WEIGHTS, backbone, enter, run
-from bblab.export.target import TARGETS, Fit, Target
+from bblab.export.launching import (
+    CONFIG,
+    MANIFEST,
+    SMOKE_BATCH,
+    SMOKE_EPOCHS,
+    SMOKE_ITERATIONS,
+    WEIGHTS,
+    Tee,
+    backbone,
+    config_value,
+    enter,
+    leavings,
+    made_up_sequences,
+    run,
+    say,
+    settings_for,
+    weights_given,
+    without_gpu,
+)
+from bblab.export.target import LAUNCH, TARGETS, Fit, Target
 
 CONFIG_TEXT = """\
 train:
   track:
     exp_name: &TRAIN_NAME "siamfcpp_$module"
-    exp_save: &TRAIN_SAVE "snapshots"
+    exp_save: &TRAIN_SAVE "snapshots"   # launch.py puts it into runs/N of this folder
     num_processes: 1
     model:
       backbone:
@@ -152,7 +169,10 @@ TARGETS.add(
         command="python launch.py --trainer video_analyst",
         config=CONFIG_TEXT,
         config_values=config_values,
-        launch=("register", "start", "build", "backbone_of", "taps_of", "scores", "epoch", "step", "PREFIX"),
+        launch=LAUNCH,
+        supplies=("numpy_names", "collections_names", "whole_checkpoints"),
+        log="logs/train.log",
+        checkpoints="*/epoch-*.pkl",
         weights_prefix="body.",
         weights_suffix=".pkl",
         pip="yacs loguru tqdm six wget shapely opencv-python pycocotools tensorboard",
@@ -160,13 +180,17 @@ TARGETS.add(
 )
 
 PREFIX = "basemodel.body."
+TASK = "train.track"
+BACKBONE = f"{TASK}.model.backbone.{MANIFEST.get('module')}"
+DATA = f"{TASK}.data.sampler.submodules.dataset"
+TRAINER = f"{TASK}.trainer.RegularTrainer"
+SGD = f"{TASK}.optim.optimizer.SGD"
+FREEZER = f"{TASK}.optim.grad_modifier.DynamicFreezer"
 
 
 def register(trainer: Path) -> None:
     """Enter a module with this backbone; no file of the trainer is changed."""
     enter(trainer)
-    for gone in ("Iterable", "Mapping"):  # since Python 3.10
-        setattr(collections, gone, getattr(collections.abc, gone))
     base = importlib.import_module("videoanalyst.model.module_base").ModuleBase
     name = MANIFEST["module"]
 
@@ -182,27 +206,95 @@ def register(trainer: Path) -> None:
     importlib.import_module("videoanalyst.model.backbone.backbone_base").TRACK_BACKBONES.register(
         type(name, (base,), made)
     )
-    kind = type(importlib.import_module("videoanalyst.config.config").cfg)
-    merge = kind.merge_from_file
-
-    def merge_here(self: Any, path: str) -> None:
-        merge(self, path)
-        own = self.train.track.model.backbone[name]
-        if own.pretrain_model_path == WEIGHTS.name:
-            own.pretrain_model_path = str(WEIGHTS)
-
-    kind.merge_from_file = merge_here
 
 
-def start(trainer: Path, rest: list[str]) -> None:
-    run(trainer / "main/train.py", ["--config", str(CONFIG), *rest])
+def ready(trainer: Path) -> str:
+    """No GPU (unless the configuration says `device: cpu`), or no data set."""
+    if without_gpu() and config_value(f"{TASK}.device") != "cpu":
+        return without_gpu()
+    name = config_value(f"{DATA}.names")[0]
+    root = trainer / str(config_value(f"{DATA}.{name}.dataset_root"))
+    if not (root / config_value(f"{DATA}.{name}.subset") / "list.txt").is_file():
+        return f"the data set {name} has no list.txt in {root}: put it there, or set its dataset_root in config.yaml"
+    return ""
+
+
+def start(trainer: Path, place: Path, changes: dict[str, Any], rest: list[str]) -> None:
+    """The losses are in the progress bar alone: what the script prints goes to logs/train.log too."""
+    own: dict[str, Any] = {f"{BACKBONE}.pretrain_model_path": weights_given(f"{BACKBONE}.pretrain_model_path")}
+    for part in ("", ".data", ".trainer.RegularTrainer"):
+        own[f"{TASK}{part}.exp_save"] = str(place)
+    for name in config_value(f"{DATA}.names"):
+        key = f"{DATA}.{name}.dataset_root"
+        own[key] = str(trainer / str(config_value(key)))
+    config = settings_for(place, {**own, **changes})
+    plain = sys.stderr
+    sys.stderr = Tee(plain, place / "logs/train.log")
+    try:
+        run(trainer / "main/train.py", ["--config", str(config), *rest], place)
+    finally:
+        sys.stderr = plain
+
+
+def smoke(trainer: Path, data: Path) -> dict[str, Any]:
+    """A short training on made-up sequences."""
+    made_up_sequences(data / "train")
+    schedule = config_value(f"{FREEZER}.schedule")
+    own = MANIFEST["freeze"]["epochs"]
+    changes = {
+        f"{TASK}.device": "cpu",
+        f"{TASK}.num_processes": 1,
+        f"{DATA}.names": ["GOT10kDataset"],
+        f"{DATA}.GOT10kDataset.dataset_root": str(data),
+        f"{DATA}.GOT10kDataset.subset": "train",
+        f"{TASK}.data.num_workers": 0,
+        f"{FREEZER}.schedule": [text.replace(f'"epoch": {own},', '"epoch": 1,') if own else text for text in schedule],
+        f"{SGD}.lr_policy": ['{"name": "LinearLR", "start_lr": 0.0001, "end_lr": 0.001, "max_epoch": 2}'],
+    }
+    changes.update({f"{TASK}.data.num_epochs": SMOKE_EPOCHS, f"{TRAINER}.max_epoch": SMOKE_EPOCHS})
+    for part in (f"{TASK}.data", TRAINER, SGD):
+        changes[f"{part}.minibatch"] = SMOKE_BATCH
+        changes[f"{part}.nr_image_per_epoch"] = SMOKE_BATCH * SMOKE_ITERATIONS
+    return changes
+
+
+def resume(place: Path) -> tuple[dict[str, Any], list[str]]:
+    """The trainer's own --resume."""
+    found = leavings(place, "checkpoints")
+    if not found:
+        say("no checkpoint yet: this run begins anew")
+        return {}, []
+    return {}, ["--resume", str(found[-1])]
+
+
+def restore(checkpoint: Any) -> torch.nn.Module:
+    """The trainer's model as training begins, or with a checkpoint loaded by its trainer's own load_snapshot."""
+    name, cfg = settings()
+    model = importlib.import_module("videoanalyst.model.builder").build(name, cfg.model).train()
+    if checkpoint is not None:
+        optimizer = importlib.import_module("videoanalyst.optim.builder").build(name, cfg.optim, model)
+        kinds = importlib.import_module("videoanalyst.engine.trainer.trainer_base").TRACK_TRAINERS
+        trainer = kinds["RegularTrainer"](optimizer, [])
+        trainer.set_device(["cpu"])
+        trainer.resume(str(checkpoint))
+        trainer.load_snapshot()
+    return model
+
+
+def settings() -> Any:
+    """The trainer's task and its configuration, as they are now."""
+    module = importlib.import_module("videoanalyst.config.config")
+    return module.specify_task(module.cfg.train)
 
 
 def task() -> Any:
-    """The trainer's configuration with this folder's in it."""
-    settings = importlib.import_module("videoanalyst.config.config")
-    settings.cfg.merge_from_file(str(CONFIG))
-    return settings.specify_task(settings.cfg.train)
+    """The trainer's task and its configuration with this folder's in it."""
+    cfg = importlib.import_module("videoanalyst.config.config").cfg
+    cfg.merge_from_file(str(CONFIG))
+    own = cfg.train.track.model.backbone[MANIFEST["module"]]
+    if own.pretrain_model_path == WEIGHTS.name:
+        own.pretrain_model_path = str(WEIGHTS)
+    return settings()
 
 
 def build(trainer: Path) -> torch.nn.Module:
@@ -243,7 +335,7 @@ def step(model: Any, optimizer: Any) -> float:
     positive[:, : units // 2] = 1
     box = torch.tensor([100.0, 100.0, 200.0, 200.0]).expand(2, units, 4)
     data = {"im_z": 255 * torch.rand(2, 3, z, z), "im_x": 255 * torch.rand(2, 3, x, x)}
-    data |= {"cls_gt": positive, "ctr_gt": 0.5 * positive, "box_gt": box}
+    data.update(cls_gt=positive, ctr_gt=0.5 * positive, box_gt=box)
     found = model(data)
     loss = sum(one(found, data)[0] for one in model.loss.values())
     optimizer.schedule(5, 0)

@@ -8,7 +8,6 @@ lib/train/base_functions.py (get_optimizer_scheduler), experiments/stark_lightni
 from __future__ import annotations
 
 import importlib
-import shutil
 import sys
 import types
 from collections.abc import Mapping
@@ -17,8 +16,24 @@ from typing import Any
 
 import torch
 
-from bblab.export.launching import CONFIG, HERE, MANIFEST, WEIGHTS, backbone, enter, function_of, run
-from bblab.export.target import TARGETS, Fit, Target
+from bblab.export.launching import (
+    CONFIG,
+    MANIFEST,
+    SMOKE_BATCH,
+    SMOKE_EPOCHS,
+    SMOKE_ITERATIONS,
+    WEIGHTS,
+    backbone,
+    enter,
+    function_of,
+    leavings,
+    made_up_sequences,
+    run,
+    say,
+    settings_for,
+    without_gpu,
+)
+from bblab.export.target import LAUNCH, TARGETS, Fit, Target
 
 CONFIG_TEXT = """\
 DATA:
@@ -93,6 +108,8 @@ def config_values(keys: Mapping[str, Any]) -> dict[str, Any]:
     return {"trained": [f"{name}." for name in keys["train_layers"]]}
 
 
+SCRIPT = "stark_lightning_X_trt"
+
 TARGETS.add(
     "stark",
     Target(
@@ -121,19 +138,27 @@ TARGETS.add(
         command="python launch.py --trainer Stark",
         config=CONFIG_TEXT,
         config_values=config_values,
-        launch=("register", "start", "build", "backbone_of", "taps_of", "scores", "epoch", "step", "PREFIX"),
+        launch=LAUNCH,
+        supplies=(
+            *("numpy_names", "collections_names", "torch_six", "torchvision_utils", "pandas_squeeze"),
+            "whole_checkpoints",
+        ),
+        imports=("lib.train.train_script", f"lib.config.{SCRIPT}.config"),
+        paths=("lib/train",),
+        log="logs/*.log",
+        checkpoints=f"checkpoints/train/{SCRIPT}/*/*_ep*.pth.tar",
         notes=(
-            "The trainer finds configurations in its experiments folder only: launch.py copies config.yaml to "
-            "experiments/stark_lightning_X_trt, under this module's name, and nothing else.",
-            "Checkpoints go to stark_run/ in this folder, or where --save_dir says.",
+            "The trainer finds configurations in its experiments folder only: launch.py gives it the one of the run, "
+            "and writes nothing there.",
+            "Where the data lie is the trainer's lib/train/admin/local.py (tracking/create_default_local_file.py makes "
+            "it). Without one, launch.py takes what that script writes: data/ of the checkout.",
             "Other options of lib/train/run_training.py are handed on, --local_rank too.",
         ),
-        pip="easydict yacs timm opencv-python tensorboardX",
+        pip="easydict jpeg4py lmdb opencv-python pandas pycocotools pyyaml scipy tensorboard timm torchvision",
     ),
 )
 
 PREFIX = "backbone.body."
-SCRIPT = "stark_lightning_X_trt"
 
 
 class FrozenNorm(torch.nn.Module):
@@ -182,22 +207,103 @@ class Own(torch.nn.Module):
 
 def register(trainer: Path) -> None:
     """Take the place of the backbone's class; no file of the trainer is changed."""
-    enter(trainer, "lib/train")
-    if "torchvision.models.utils" not in sys.modules:  # gone from newer torchvision
-        gone = types.ModuleType("torchvision.models.utils")
-        gone.load_state_dict_from_url = torch.hub.load_state_dict_from_url  # type: ignore[attr-defined]
-        sys.modules["torchvision.models.utils"] = gone
+    enter(trainer)
     importlib.import_module("lib.models.stark.backbone_X").Backbone = Own  # type: ignore[attr-defined]
 
 
-def start(trainer: Path, rest: list[str]) -> None:
-    place = trainer / "experiments" / SCRIPT / f"{MANIFEST['module']}.yaml"
-    if place.is_file() and place.read_bytes() != CONFIG.read_bytes():
-        sys.exit(f"{place} is another configuration: move it away first")
-    shutil.copyfile(CONFIG, place)
-    save = [] if "--save_dir" in rest else ["--save_dir", str(HERE / "stark_run")]
-    given = ["--script", SCRIPT, "--config", MANIFEST["module"], *save, *rest]
-    run(trainer / "lib/train/run_training.py", given)
+FOLDERS = ("lasot", "got10k", "trackingnet", "coco", "lasot_lmdb", "got10k_lmdb", "trackingnet_lmdb", "coco_lmdb")
+
+
+def places(trainer: Path) -> dict[str, str]:
+    """Where the trainer's data lie: by its local.py, else as its create_default_local_file.py has them."""
+    name = "lib.train.admin.local"
+    if (trainer / "lib/train/admin/local.py").is_file():
+        found = dict(vars(importlib.import_module(name).EnvironmentSettings()))
+    else:
+        found = {f"{folder}_dir": f"data/{folder}" for folder in FOLDERS}
+        found.update(imagenet_dir="data/vid", imagenet_lmdb_dir="data/vid_lmdb", workspace_dir=".")
+    return {key: str(trainer / value) if value else value for key, value in found.items() if isinstance(value, str)}
+
+
+def ready(trainer: Path) -> str:
+    """No GPU, or no GOT-10k where the configuration names it."""
+    if without_gpu():
+        return without_gpu()
+    root = Path(places(trainer)["got10k_dir"])
+    if any(name.startswith("GOT10K") for name in settings().DATA.TRAIN.DATASETS_NAME) and not root.is_dir():
+        return f"the data set GOT-10k is not in {root}: put it there, or say in lib/train/admin/local.py where it is"
+    return ""
+
+
+def start(trainer: Path, place: Path, changes: dict[str, Any], rest: list[str]) -> None:
+    """The script with this run's configuration, folders and data, though it looks for them inside the checkout."""
+    changes = dict(changes)
+    where = {**places(trainer), "workspace_dir": str(place), "tensorboard_dir": str(place / "tensorboard")}
+    where.update({key: changes.pop(key) for key in list(changes) if key.endswith("_dir")})
+    config = settings_for(place, changes)
+    local: Any = types.ModuleType("lib.train.admin.local")
+    local.EnvironmentSettings = lambda: types.SimpleNamespace(**where)
+    sys.modules[local.__name__] = local
+
+    class Settings(importlib.import_module("lib.train.admin.settings").Settings):  # type: ignore[misc]
+        """The trainer's own, but for the place of the configuration, which it would find in experiments/ only."""
+
+        cfg_file = property(lambda self: str(config), lambda self, value: None)
+
+        def __reduce__(self) -> Any:  # it goes into checkpoints, which are read without this file
+            return (types.SimpleNamespace, (), {k: v for k, v in vars(self).items() if k != "env"})
+
+    importlib.import_module("lib.train.admin.settings").Settings = Settings  # type: ignore[attr-defined]
+    given = ["--script", SCRIPT, "--config", MANIFEST["module"], "--save_dir", str(place), *rest]
+    run(trainer / "lib/train/run_training.py", given, place)
+
+
+def smoke(trainer: Path, data: Path) -> dict[str, Any]:
+    """A short training on made-up sequences; the splits of GOT-10k name the first 9,335."""
+    made_up_sequences(data / "got10k", listed=9335)
+    one = SMOKE_ITERATIONS * SMOKE_BATCH
+    return {
+        "got10k_dir": str(data / "got10k"),
+        "DATA.TRAIN.DATASETS_NAME": ["GOT10K_vottrain"],
+        "DATA.TRAIN.DATASETS_RATIO": [1],
+        "DATA.TRAIN.SAMPLE_PER_EPOCH": one,
+        "DATA.VAL.DATASETS_NAME": ["GOT10K_votval"],
+        "DATA.VAL.DATASETS_RATIO": [1],
+        "DATA.VAL.SAMPLE_PER_EPOCH": SMOKE_BATCH,
+        "DATA.MAX_SAMPLE_INTERVAL": 4,
+        "TRAIN.EPOCH": SMOKE_EPOCHS,
+        "TRAIN.BATCH_SIZE": SMOKE_BATCH,
+        "TRAIN.NUM_WORKER": 0,
+        "TRAIN.PRINT_INTERVAL": SMOKE_ITERATIONS // 2,
+        "TRAIN.VAL_EPOCH_INTERVAL": SMOKE_EPOCHS,
+    }
+
+
+def resume(place: Path) -> tuple[dict[str, Any], list[str]]:
+    """Nothing to say: the trainer goes on with the newest checkpoint of its folder."""
+    if not leavings(place, "checkpoints"):
+        say("no checkpoint yet: this run begins anew")
+    return {}, []
+
+
+def restore(checkpoint: Any) -> torch.nn.Module:
+    """The trainer's model as training begins, or with a checkpoint loaded by its trainer's own load_checkpoint."""
+    cfg = importlib.import_module(f"lib.config.{SCRIPT}.config").cfg
+    model = importlib.import_module("lib.models.stark").build_stark_lightning_x_trt(cfg, phase="train").train()
+    if checkpoint is not None:
+        trainer = importlib.import_module("lib.train.trainers").LTRTrainer
+        own = trainer.__new__(trainer)
+        own.actor, own.loaders = types.SimpleNamespace(net=model), []
+        own.optimizer, own.lr_scheduler = optimizer_of(model, cfg)
+        own.load_checkpoint(str(checkpoint))
+    return model
+
+
+def optimizer_of(model: Any, cfg: Any) -> Any:
+    """The trainer's optimiser and its schedule."""
+    names = {"torch": torch, "is_main_process": lambda: False}
+    script = Path(importlib.import_module("lib.train").__file__ or "").parent / "base_functions.py"
+    return function_of(script, "get_optimizer_scheduler", names)(model, cfg)
 
 
 def settings() -> Any:
@@ -242,9 +348,7 @@ def scores(model: Any, z: torch.Tensor, x: torch.Tensor) -> dict[str, Any]:
 def epoch(trainer: Path, model: Any, number: int) -> Any:
     """The trainer's optimiser; nothing changes between epochs."""
     model.train()
-    names = {"torch": torch, "is_main_process": lambda: False}
-    make = function_of(trainer / "lib/train/base_functions.py", "get_optimizer_scheduler", names)
-    return make(model, settings())[0]
+    return optimizer_of(model, settings())[0]
 
 
 def step(model: Any, optimizer: Any) -> float:
