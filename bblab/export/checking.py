@@ -3,7 +3,8 @@
     python check.py --trainer DIR     this folder, then the trainer's own model and one training step of it
     python check.py --module-only     this folder alone
 
-Every line is a claim that was tested; the exit code is 1 if one does not hold.
+Every line is a claim that was tested; the exit code is 1 if one does not hold. `launch.py --smoke` goes further: it
+runs the trainer's own loop. Python 3.8 or newer.
 """
 
 import argparse
@@ -43,10 +44,18 @@ def as_list(maps):
     return list(maps) if isinstance(maps, (list, tuple)) else [maps]
 
 
+def read(path):
+    """A file of torch's with tensors alone; torch before 1.13 has no word for that."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except TypeError:
+        return torch.load(path, map_location="cpu")
+
+
 def weights():
     """The weight file, and its tensors under the backbone's own keys."""
     prefix = MANIFEST["weights"]["prefix"]
-    state = torch.load(HERE / MANIFEST["weights"]["file"], map_location="cpu", weights_only=True)
+    state = read(HERE / MANIFEST["weights"]["file"])
     return state, {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 
@@ -74,10 +83,13 @@ def moved(before, after):
 def worst_difference(maps, expected):
     """Largest difference over the largest value, at the positions that were stored."""
     worst = 0.0
-    for tap, (shape, where, values) in zip(as_list(maps), expected, strict=True):
+    if len(as_list(maps)) != len(expected):
+        return float("inf")
+    for tap, (shape, where, values) in zip(as_list(maps), expected):
         if list(tap.shape[1:]) != list(shape):
             return float("inf")
-        worst = max(worst, float((tap.flatten()[where] - values).abs().max() / values.abs().max()))
+        apart = float((tap.flatten()[where] - values).abs().max() / values.abs().max())
+        worst = max(worst, apart if apart == apart else float("inf"))  # a nan is as far as can be
     return worst
 
 
@@ -118,12 +130,12 @@ def check_module(data):
     frozen.train()
     before = statistics(frozen)
     frozen(data["template"]["input"].repeat(2, 1, 1, 1))
-    still = all(torch.equal(a, b) for a, b in zip(before, statistics(frozen), strict=True))
+    still = all(torch.equal(a, b) for a, b in zip(before, statistics(frozen)))
     claim(still, "frozen by requires_grad_(False) and then train(): no running statistic moves")
     with torch.no_grad():
         double = backbone.eval().double()
         x = data["template"]["input"].double()
-        pairs = list(zip(as_list(module.deploy(double)(x)), as_list(double(x)), strict=True))
+        pairs = list(zip(as_list(module.deploy(double)(x)), as_list(double(x))))
     apart = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
     claim(apart < 1e-4, f"deploy(backbone), for the device after training: off by {apart:.2g} (float64)")
 
@@ -132,6 +144,14 @@ def check_trainer(folder, data):
     launch = load("launch")
     launch.on_cpu()
     trainer = launch.trainer_folder(folder)
+    with quiet():
+        wrong = launch.unready(launch.register, trainer)
+    script = MANIFEST["trainer"]["script"]
+    claim(not wrong, f"{script}: all that it imports is there" if not wrong else "; ".join(wrong))
+    for text in launch.SUPPLIED:
+        print(f"     launch.py supplies {text}")
+    if wrong:
+        return
     torch.manual_seed(0)
     with quiet():
         model = launch.build(trainer)
@@ -167,7 +187,7 @@ def check_trainer(folder, data):
         learning = [n for n in names if any(n.startswith(f"{layer}.") for layer in layers)]
         changed = moved(before, dict(model.named_parameters()))
         own_changed = moved({n: before[launch.PREFIX + n] for n in names}, dict(part.named_parameters()))
-        still = all(torch.equal(a, b) for a, b in zip(old, statistics(part), strict=True))
+        still = all(torch.equal(a, b) for a, b in zip(old, statistics(part)))
         when = f"epoch {epoch}"
         if not layers:
             claim(not own_changed, f"{when}, frozen: no parameter of the backbone moved in a step (loss {loss:.3g})")
@@ -189,7 +209,7 @@ def main():
     has_trainer = bool(MANIFEST["trainer"]["script"])
     if has_trainer and not given.trainer and not given.module_only:
         parser.error(f"give --trainer DIR, a checkout of {MANIFEST['trainer']['repository']}, or --module-only")
-    data = torch.load(HERE / "check_data.pth", map_location="cpu", weights_only=True)
+    data = read(HERE / "check_data.pth")
     if given.trainer:  # before it changes the folder
         given.trainer = str(Path(given.trainer).expanduser().resolve())
     check_module(data)

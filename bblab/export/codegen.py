@@ -12,6 +12,7 @@ import bblab
 from bblab import blocks
 from bblab.errors import BblabError
 from bblab.export import sources
+from bblab.export.pythons import OLDEST, oldest
 from bblab.export.target import Input, Layout
 from bblab.spec import ArchSpec, BlockInfo, Row
 
@@ -96,7 +97,9 @@ def module_text(
     text = "\n".join(lines)
     while "\n\n\n\n" in text:
         text = text.replace("\n\n\n\n", "\n\n\n")
-    return text.rstrip() + "\n"
+    text = text.rstrip() + "\n"
+    minor, _ = oldest(text)
+    return text.replace(f"Python 3.{OLDEST} or newer", f"Python 3.{minor} or newer", 1)
 
 
 def _docstring(spec: ArchSpec, head_lines: Sequence[str]) -> list[str]:
@@ -108,7 +111,8 @@ def _docstring(spec: ArchSpec, head_lines: Sequence[str]) -> list[str]:
         *body,
         "",
         *head_lines,
-        f"Written by bblab {bblab.__version__} from spec {spec.spec_id}; needs torch alone, Python 3.10 or newer.",
+        f"Written by bblab {bblab.__version__} from spec {spec.spec_id}; needs torch alone, "
+        f"Python 3.{OLDEST} or newer.",
         f"The blocks' code is bblab's: {LICENCE}.",
         '"""',
         "",

@@ -10,7 +10,7 @@ import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bblab
 from bblab.errors import BblabError, RunError
@@ -19,6 +19,9 @@ from bblab.export.carrying import Carried
 from bblab.export.sources import Collection
 from bblab.export.target import Fit, Target, freezing
 from bblab.spec import ArchSpec, BlockInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = "bblab-export-1"
 MANIFEST = "manifest.json"
@@ -207,7 +210,7 @@ def contents(
     if target.launch:
         files["launch.py"] = launch_text(target).encode()
     files["check.py"] = (Path(__file__).parent / "checking.py").read_bytes()
-    files["check_data.pth"] = _check_data(spec, carried, target, feeds, mean, std)
+    files["check_data.pth"] = _check_data(spec, carried, target, feeds)
     geometry = {**found.to_json(), "score_map": score}
     manifest: dict[str, Any] = {
         "format": FORMAT,
@@ -329,21 +332,27 @@ def _saved(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _check_data(
-    spec: ArchSpec, carried: Carried, target: Target, feeds: str, mean: Any = None, std: Any = None
-) -> bytes:
+def normalised(pixels: Tensor, carried: Carried) -> Tensor:
+    """B, 3, H, W as BGR, 0 to 255 -> RGB less the mean and over the deviation that the weights were trained with."""
+    import torch
+
+    mean = carried.provenance.get("mean") or (123.675, 116.28, 103.53)
+    std = carried.provenance.get("std") or (58.395, 57.12, 57.375)
+    mean_px, std_px = (torch.tensor(tuple(v)).view(1, -1, 1, 1) for v in (mean, std))
+    return (pixels.flip(1) - mean_px) / std_px
+
+
+def _check_data(spec: ArchSpec, carried: Carried, target: Target, feeds: str) -> bytes:
     """An image at template and at search size, and what bblab's own model makes of it, at some positions."""
     import torch
 
     from bblab.latency.models import check_image, flat_outputs
 
-    mean_px = torch.tensor(mean or (123.675, 116.28, 103.53)).view(1, 3, 1, 1)
-    std_px = torch.tensor(std or (58.395, 57.12, 57.375)).view(1, 3, 1, 1)
     data: dict[str, Any] = {}
     generator = torch.Generator().manual_seed(0)
     for name, side in (("template", target.template_px), ("search", target.search_px)):
         pixels = (128 + 50 * check_image((1, spec.input[0], side, side))).round().clamp(0, 255)
-        rgb = (pixels.flip(1) - mean_px) / std_px
+        rgb = normalised(pixels, carried)
         with torch.no_grad():
             maps = flat_outputs(carried.module.eval(), rgb)
         taps = []

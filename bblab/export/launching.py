@@ -511,7 +511,7 @@ def losses_in(log: Path) -> list[float]:
     return [float(n) for n in re.findall(r"(?i)loss[\w/]*\s*:\s*([-+\d.e]+|nan|inf)", text)]
 
 
-def smoke_verdict(restore: Callable[[Path], Any], backbone_of: Callable[[Any], Any], place: Path) -> int:
+def smoke_verdict(restore: Callable[[Any], Any], backbone_of: Callable[[Any], Any], place: Path) -> int:
     """Read back what the smoke run left: checkpoint by the trainer's own loader, log; the number of failures."""
     wanted = SMOKE_EPOCHS * SMOKE_ITERATIONS
     checkpoints, logs = leavings(place, "checkpoints"), leavings(place, "log")

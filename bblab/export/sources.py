@@ -151,8 +151,14 @@ def _is_ignored(decorator: ast.expr) -> bool:
 
 
 def _edits(source: Source, node: ast.AST) -> Iterator[tuple[int, int, bytes]]:
-    """What is taken out of a copy: annotations."""
+    """What is taken out of a copy: annotations, and zip's `strict`, which Python 3.8 and 3.9 do not have."""
     for part in ast.walk(node):
+        if isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id == "zip":
+            for keyword in part.keywords:
+                if keyword.arg == "strict" and part.args:
+                    before = part.args[-1]
+                    start = source.at(before.end_lineno or 0, before.end_col_offset or 0)
+                    yield start, source.at(keyword.end_lineno or 0, keyword.end_col_offset or 0), b""
         if isinstance(part, ast.FunctionDef):
             if part.returns is not None:
                 end = source.at(part.returns.end_lineno or 0, part.returns.end_col_offset or 0)

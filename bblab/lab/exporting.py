@@ -55,8 +55,9 @@ def hand_over(
     store: bool = True,
 ) -> HandOver:
     """Write the folder with which the trainer `for_` trains this spec. See `Lab.hand_over`."""
-    from bblab.export import codegen, fitting, folder, target
+    from bblab.export import codegen, fitting, folder, target, verifying
     from bblab.export import deploy as deploying
+    from bblab.export.pythons import OLDEST, oldest
     from bblab.lab import code_version
 
     chosen, variant = target.find(for_)
@@ -88,8 +89,12 @@ def hand_over(
     files, manifest = folder.contents(
         chosen, variant, with_name, lab.kinds, found, match, carried, code_version=code_version()
     )
+    verifying.verify(files, manifest, carried, with_name.name)
     left = folder.place(files, place, force=force)
     warnings = [*carried.warnings, *notes]
+    minor, why = oldest(files[f"{manifest['module']}.py"].decode())
+    if minor > OLDEST:
+        warnings.append(f"the module needs Python 3.{minor} ({why}); trainers often have 3.{OLDEST}")
     if carried.provenance.get("is_random"):
         warnings.append(_no_weights(lab, spec))
     if left:
