@@ -229,7 +229,7 @@ def contents(
             "supplies": list(target.supplies),
             "imports": list(target.imports),
             "paths": list(target.paths),
-            "leaves": {"log": target.log, "checkpoints": target.checkpoints},
+            "leaves": {"log": target.log, "losses": list(target.losses), "checkpoints": target.checkpoints},
         },
         "spec": {"name": spec.name, "spec_id": spec.spec_id, "about": spec.about, "canonical": spec.canonical},
         "module": module,
@@ -280,13 +280,20 @@ def _stages(spec: ArchSpec, found: fitting.Maps) -> list[tuple[str, int, float |
 def _yaml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, float):  # YAML takes 5e-05 for a word
+        text = repr(value)
+        return text.replace("e", ".0e") if "e" in text and "." not in text else text
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_yaml(v) if not isinstance(v, str) else f"'{v}'" for v in value) + "]"
     return str(value)
 
 
 def _config_head(target: Target, spec: ArchSpec) -> str:
-    return f"# {target.trainer} with {spec.name}: the whole configuration; what is not here is the trainer's default.\n"
+    lines = [f"{target.trainer} with {spec.name}: the whole configuration; what is not here is the trainer's default."]
+    if target.upstream:
+        lines.append(f"After {target.upstream} of {target.repository} {target.commit}; it differs from that in")
+        lines += [f"  {keys}: {why}" for keys, why in target.differs.items()]
+    return "".join(f"# {line}\n" for line in lines)
 
 
 def launch_text(target: Target) -> str:

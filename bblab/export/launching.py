@@ -507,8 +507,9 @@ def count_steps() -> None:
 
 def losses_in(log: Path) -> list[float]:
     """Every number that a log gives as a loss."""
+    names = "|".join(MANIFEST["trainer"]["leaves"]["losses"])
     text = log.read_text(encoding="utf-8", errors="replace")
-    return [float(n) for n in re.findall(r"(?i)loss[\w/]*\s*:\s*([-+\d.e]+|nan|inf)", text)]
+    return [float(n) for n in re.findall(rf"(?:{names})\s*:\s*([-+]?\d[-+\d.e]*|nan|inf)", text)]
 
 
 def smoke_verdict(restore: Callable[[Any], Any], backbone_of: Callable[[Any], Any], place: Path) -> int:

@@ -51,6 +51,7 @@ def smoke_keys(data: Path, dataset: str) -> dict[str, Any]:
         f"DATASET.{dataset}.ROOT": root,
         f"DATASET.{dataset}.ANNO": annotation,
         f"DATASET.{dataset}.NUM_USE": -1,
+        "DATASET.NEG": 0.0,  # two negatives are a batch without a positive, which the box losses refuse
         "DATASET.VIDEOS_PER_EPOCH": SMOKE_ITERATIONS * SMOKE_BATCH + 1,
     }
 

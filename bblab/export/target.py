@@ -66,11 +66,12 @@ class Target:
     root: what `--trainer` of the folder's scripts names, and a file in it. fits: the maps it can take; none: any.
     max_taps: 1 where it takes one tensor; None for any number, as a list. layout: each stage an attribute of the
     backbone, or all in one `features`. input: what it feeds. padding: the rule that gives its maps. train_above: stages
-    whose total stride is above this are trained (0: all). config: its YAML with $names; launch: functions of the
+    whose total stride is above this are trained (0: all). config: its YAML with $names, after the trainer's own file
+    `upstream`; differs: patterns of the keys in which it differs from that, and why. launch: functions of the
     target's own file that `launch.py` consists of; supplies: the functions of launching.py that supply what current
     packages dropped; imports: modules that the script imports as it runs; paths: folders of the trainer that it has on
-    the import path. log, checkpoints: where a run leaves them, as patterns in its folder. weights_prefix: put before
-    every key of the weight file.
+    the import path. log, checkpoints: where a run leaves them, as patterns in its folder; losses: their names in the
+    log. weights_prefix: put before every key of the weight file.
     """
 
     name: str
@@ -96,12 +97,15 @@ class Target:
     script: str = ""
     command: str = ""
     config: str = ""
+    upstream: str = ""
+    differs: Mapping[str, str] = field(default_factory=dict)
     config_values: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     launch: tuple[str, ...] = ()
     supplies: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     log: str = ""
+    losses: tuple[str, ...] = ("total_loss",)
     checkpoints: str = ""
     weights_prefix: str = ""
     weights_suffix: str = ".pth"

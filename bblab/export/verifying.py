@@ -53,7 +53,7 @@ def _refused(name: str, why: str) -> BblabError:
     return BblabError(
         f"the module written for {name} was tried, and {why}",
         hint="nothing was put in place. A block's code is copied by name; what it takes from elsewhere (globals that "
-        "change, randomness, state outside of the state dict) cannot be: change the block, or report this with the spec",
+        "change, randomness, state outside of the state dict) cannot be: change the block",
     )
 
 

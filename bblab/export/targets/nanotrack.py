@@ -134,7 +134,17 @@ V1_NUMBERS = {
     "batch_size": 32,
     "names": ["GOT"],
     "videos_per_epoch": 100000,
-    "upstream": "NanoTrack/models/config/configv1.yaml",
+}
+DIFFERS = {
+    "META_ARC, BACKBONE.*, ADJUST.KWARGS.*, BAN.KWARGS.*": "this net, its weights, widths and freezing",
+    "TRAIN.SNAPSHOT_DIR, TRAIN.LOG_DIR": "launch.py puts them into runs/N of this folder",
+    "TRAIN.EXEMPLAR_SIZE, TRAIN.SEARCH_SIZE, TRACK.OUTPUT_SIZE": "said, where upstream leaves its defaults",
+    "DATASET.GOT.*": "its place, as the trainer's own default has it",
+}
+V3_DIFFERS = {
+    **DIFFERS,
+    "DATASET.VID.*, DATASET.YOUTUBEBB.*, DATASET.COCO.*, DATASET.DET.*, DATASET.LASOT.*": "their places, empty in the "
+    "trainer: yours may be others",
 }
 
 TARGETS.add(
@@ -170,15 +180,21 @@ TARGETS.add(
                     "batch_size": 64,
                     "names": ["GOT", "VID", "YOUTUBEBB", "COCO", "DET", "LASOT"],
                     "videos_per_epoch": 400000,
-                    "upstream": "NanoTrack/models/config/configv3.yaml",
                 },
+                replaces={"upstream": "NanoTrack/models/config/configv3.yaml", "differs": V3_DIFFERS},
             ),
-            "v1": Variant("pixel-wise correlation; any width", fits=(SAME_CORRELATION,), values=V1_NUMBERS),
+            "v1": Variant(
+                "pixel-wise correlation; any width",
+                fits=(SAME_CORRELATION,),
+                values=V1_NUMBERS,
+                replaces={"upstream": "NanoTrack/models/config/configv1.yaml", "differs": DIFFERS},
+            ),
             "v2": Variant(
                 "48 channels are written into the head",
                 fits=(SAME_CORRELATION,),
                 channels=(48,),
                 values=V1_NUMBERS,
+                replaces={"upstream": "NanoTrack/models/config/configv2.yaml", "differs": DIFFERS},
             ),
         },
         notes=(

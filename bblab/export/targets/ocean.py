@@ -141,10 +141,18 @@ TARGETS.add(
         script="tracking/train_ocean.py",
         command="python launch.py --trainer TracKit",
         config=CONFIG_TEXT,
+        upstream="experiments/train/Ocean.yaml",
+        differs={
+            "OCEAN.TRAIN.MODEL, OCEAN.TRAIN.PRETRAIN": "this net and its weights",
+            "OCEAN.TRAIN.LAYERS_LR, OCEAN.TRAIN.UNFIX_EPOCH, OCEAN.TRAIN.TRAINABLE_LAYER": "its stages and freezing",
+            "OCEAN.GPUS, OCEAN.WORKERS": "one GPU of yours, not eight of theirs",
+            "OCEAN.TRAIN.WHICH_USE": "GOT-10k alone, not all five: add those that you have",
+        },
         launch=LAUNCH,
         supplies=("numpy_names", "yaml_loader", "whole_checkpoints"),
         paths=("lib", "tracking"),
         log="logs/*/*_train.log",
+        losses=("Loss",),
         checkpoints="snapshot/checkpoint_e*.pth",
         weights_prefix="features.features.",
         notes=(

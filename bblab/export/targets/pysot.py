@@ -52,9 +52,9 @@ $head
 
 TRACK:
     TYPE: "$tracker"
-    PENALTY_K: 0.04
-    WINDOW_INFLUENCE: 0.44
-    LR: 0.33
+    PENALTY_K: $penalty_k
+    WINDOW_INFLUENCE: $window_influence
+    LR: $track_lr
     EXEMPLAR_SIZE: $template_px
     INSTANCE_SIZE: $search_px
     BASE_SIZE: $base_size
@@ -78,7 +78,7 @@ TRAIN:
         TYPE: 'log'
         KWARGS:
             start_lr: 0.005
-            end_lr: 0.0005
+            end_lr: $end_lr
     LR_WARMUP:
         TYPE: 'step'
         EPOCH: 5
@@ -88,11 +88,8 @@ TRAIN:
             step: 1
 
 DATASET:                             # ROOT and ANNO of each are the trainer's own
-    NAMES:
-    - 'VID'
-    - 'YOUTUBEBB'
-    - 'COCO'
-    - 'DET'
+    NAMES: $names
+    VIDEOS_PER_EPOCH: $videos_per_epoch
     TEMPLATE:
         SHIFT: 4
         SCALE: 0.05
@@ -158,6 +155,14 @@ def config_values(keys: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+DIFFERS = {
+    "META_ARC, BACKBONE.*, ADJUST.KWARGS.*, RPN.*, BAN.*": "this net, its taps, weights, widths and freezing",
+    "TRAIN.LOG_DIR, TRAIN.SNAPSHOT_DIR": "launch.py puts them into runs/N of this folder",
+    "TRAIN.EXEMPLAR_SIZE, TRAIN.SEARCH_SIZE, TRAIN.BASE_SIZE, TRAIN.OUTPUT_SIZE": "this net's, where upstream leaves "
+    "its defaults",
+    "DATASET.NAMES, DATASET.VIDEOS_PER_EPOCH": "said, where upstream leaves its defaults",
+}
+
 UNPADDED = Fit(15, 31, 25, {"base_size": 8, "center_size": 7})
 ALEXNET = Fit(6, 22, 17, {"base_size": 0, "center_size": 6})
 
@@ -184,6 +189,8 @@ TARGETS.add(
         script="tools/train.py",
         command="python launch.py --trainer pysot",
         config=CONFIG_TEXT,
+        upstream="experiments/siamrpn_r50_l234_dwxcorr_8gpu/config.yaml",
+        differs=DIFFERS,
         config_values=config_values,
         launch=LAUNCH,
         supplies=("numpy_names", "whole_checkpoints"),
@@ -193,13 +200,35 @@ TARGETS.add(
             "rpn": Variant(
                 "SiamRPN++: anchors, depthwise correlation",
                 fits=(UNPADDED, ALEXNET),
-                values={"tracker": "SiamRPNTracker", "loc_weight": 1.2, "package": "pysot"},
+                values={
+                    "tracker": "SiamRPNTracker",
+                    "loc_weight": 1.2,
+                    "package": "pysot",
+                    "penalty_k": 0.04,
+                    "window_influence": 0.44,
+                    "track_lr": 0.33,
+                    "end_lr": 0.0005,
+                    "names": ["VID", "YOUTUBEBB", "COCO", "DET"],
+                    "videos_per_epoch": 600000,
+                },
             ),
             "siamban": Variant(
                 "SiamBAN: no anchors; a repository of its own with pysot's interface",
                 fits=(Fit(15, 31, 25, {"base_size": 8}),),
-                values={"tracker": "SiamBANTracker", "loc_weight": 1.0, "package": "siamban"},
+                values={
+                    "tracker": "SiamBANTracker",
+                    "loc_weight": 1.0,
+                    "package": "siamban",
+                    "penalty_k": 0.08513642556896711,
+                    "window_influence": 0.4632532824922313,
+                    "track_lr": 0.44418184746462425,
+                    "end_lr": 0.00005,
+                    "names": ["VID", "YOUTUBEBB", "COCO", "DET", "GOT10K", "LASOT"],
+                    "videos_per_epoch": 1000000,
+                },
                 replaces={
+                    "upstream": "experiments/siamban_r50_l234/config.yaml",
+                    "differs": DIFFERS,
                     "trainer": "siamban",
                     "repository": "github.com/hqucv/siamban",
                     "commit": "714dffb",

@@ -168,10 +168,24 @@ TARGETS.add(
         script="main/train.py",
         command="python launch.py --trainer video_analyst",
         config=CONFIG_TEXT,
+        upstream="experiments/siamfcpp/train/got10k/siamfcpp_alexnet-trn.yaml",
+        differs={
+            "test.*": "left out: this is for training",
+            "train.track.exp_*, train.track.data.exp_*, *.RegularTrainer.exp_*": "this net's name; launch.py puts all "
+            "into runs/N of this folder",
+            "train.track.model.backbone.*, *.head_width": "this net, its weights and width",
+            "train.track.model.losses.*, *.amp, *.dataset.GOT10kDatasetFixed.*, *.dataset.LaSOTDataset.*": "left out "
+            "what is the default or not used",
+            "train.track.trainer.monitors.*": "without TensorBoard",
+            "train.track.optim.optimizer.SGD.lr_*": "the same in one line each; the backbone's part of the rate",
+            "*.DynamicFreezer.schedule": "all stages above stride 4 at once, not conv5, conv4 and conv3 one after "
+            "the other",
+        },
         config_values=config_values,
         launch=LAUNCH,
         supplies=("numpy_names", "collections_names", "whole_checkpoints"),
         log="logs/train.log",
+        losses=("cls", "ctr", "reg"),
         checkpoints="*/epoch-*.pkl",
         weights_prefix="body.",
         weights_suffix=".pkl",

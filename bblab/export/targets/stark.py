@@ -137,6 +137,13 @@ TARGETS.add(
         script="lib/train/run_training.py",
         command="python launch.py --trainer Stark",
         config=CONFIG_TEXT,
+        upstream=f"experiments/{SCRIPT}/baseline_rephead_4_lite_search5.yaml",
+        differs={
+            "MODEL.BACKBONE.*": "this net",
+            "TRAIN.BACKBONE_MULTIPLIER, TRAIN.FREEZE_BACKBONE_BN, TRAIN.BACKBONE_TRAINED_LAYERS": "its stages and "
+            "freezing",
+            "DATA.TRAIN.DATASETS_NAME, DATA.TRAIN.DATASETS_RATIO": "GOT-10k alone, not LaSOT, COCO and TrackingNet too",
+        },
         config_values=config_values,
         launch=LAUNCH,
         supplies=(
@@ -146,6 +153,7 @@ TARGETS.add(
         imports=("lib.train.train_script", f"lib.config.{SCRIPT}.config"),
         paths=("lib/train",),
         log="logs/*.log",
+        losses=("Loss/total",),
         checkpoints=f"checkpoints/train/{SCRIPT}/*/*_ep*.pth.tar",
         notes=(
             "The trainer finds configurations in its experiments folder only: launch.py gives it the one of the run, "

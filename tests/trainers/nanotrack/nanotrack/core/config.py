@@ -14,6 +14,21 @@ cfg.BAN.KWARGS = CN(new_allowed=True)
 cfg.POINT = CN({"STRIDE": 8})
 cfg.TRACK = CN(new_allowed=True)
 cfg.TRAIN = CN(
-    {"EXEMPLAR_SIZE": 127, "SEARCH_SIZE": 255, "BASE_SIZE": 8, "OUTPUT_SIZE": 25, "BASE_LR": 0.005}, new_allowed=True
+    {
+        "EXEMPLAR_SIZE": 127,
+        "SEARCH_SIZE": 255,
+        "BASE_SIZE": 8,
+        "OUTPUT_SIZE": 25,
+        "BASE_LR": 0.005,
+        "START_EPOCH": 0,
+        "RESUME": "",
+        "PRINT_FREQ": 20,
+        "GRAD_CLIP": 10.0,
+        "BATCH_SIZE": 32,
+        "NUM_WORKERS": 1,
+        "LOG_DIR": "./logs",
+        "SNAPSHOT_DIR": "./snapshot",
+    },
+    new_allowed=True,
 )
 cfg.DATASET = CN(new_allowed=True)

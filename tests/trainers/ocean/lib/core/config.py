@@ -16,5 +16,12 @@ config = Node()
 
 
 def update_config(config_file):
+    """What stands under OCEAN goes to OCEAN where it is TRAIN or DATASET, else to the top."""
     with open(config_file) as f:
-        config.update(node(yaml.load(f)))
+        new = node(yaml.load(f))
+    config.OCEAN = Node()
+    for key, value in new.OCEAN.items():
+        if key in ("TRAIN", "TEST", "TUNE", "DATASET"):
+            config.OCEAN[key] = value
+        else:
+            config[key] = value

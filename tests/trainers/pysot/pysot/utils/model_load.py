@@ -10,3 +10,11 @@ def load_pretrain(model, pretrained_path):
     assert set(model.state_dict()) & set(state), "load NONE from pretrained checkpoint"
     model.load_state_dict(state, strict=False)
     return model
+
+
+def restore_from(model, optimizer, ckpt_path):
+    device = torch.cuda.current_device()
+    ckpt = torch.load(ckpt_path, map_location=lambda storage, loc: storage.cuda(device))
+    model.load_state_dict(ckpt["state_dict"], strict=False)
+    optimizer.load_state_dict(ckpt["optimizer"])
+    return model, optimizer, ckpt["epoch"]

@@ -6,7 +6,7 @@ from videoanalyst.model.backbone.backbone_base import TRACK_BACKBONES
 
 cfg = CfgNode()
 cfg.train = CfgNode()
-cfg.train.track = CfgNode(new_allowed=True)
+cfg.train.track = CfgNode({"device": "cuda"}, new_allowed=True)
 cfg.train.track.model = CfgNode(new_allowed=True)
 cfg.train.track.model.backbone = CfgNode({"name": "unknown"})
 for name, kind in TRACK_BACKBONES.items():

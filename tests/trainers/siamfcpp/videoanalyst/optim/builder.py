@@ -13,7 +13,7 @@ class Optimizer:
         self.schedule_of = [json.loads(text) for text in cfg.grad_modifier.DynamicFreezer.schedule]
         self.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
-    def modify_grad(self, epoch):
+    def modify_grad(self, epoch, iteration=-1):
         for action in self.schedule_of:
             learns = (epoch >= action["epoch"]) != action["freezed"]
             for name, p in self.model.named_parameters():
@@ -21,7 +21,13 @@ class Optimizer:
                     p.requires_grad = learns
 
     def schedule(self, epoch, iteration):
-        return {}
+        return {"lr": 0.001}
+
+    def state_dict(self):
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state):
+        self.optimizer.load_state_dict(state)
 
     def zero_grad(self):
         self.optimizer.zero_grad()
