@@ -53,8 +53,11 @@ class BlockSummary:
     second: SecondCount | None = None
     is_simple: bool = field(init=False)
     """One map in, one map out, the same window along both axes, no upsampling: the common fast case."""
+    has_remarks: bool = field(init=False)
+    """Ops that are not counted, or a second count: what the common fast case has not."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "has_remarks", bool(self.uncounted) or self.second is not None)
         view = self.views[0][0] if len(self.outputs) == 1 and len(self.views[0]) == 1 else None
         is_simple = view is not None and not self.unknown and view[0] == view[1] and view[0].period == 1
         object.__setattr__(self, "is_simple", is_simple)
@@ -275,11 +278,11 @@ class Analyst:
             for row in stage.rows:
                 s = summaries.get((row.key, shapes, form)) or self.summary(row, shapes, form)
                 rows.append(s.sums)
-                if s.uncounted:
+                if s.has_remarks:
                     uncounted.extend(s.uncounted)
-                if s.second is not None:
-                    at = len(rows) - first - 1
-                    second.append((f"{stage.name}.{at}" if len(stage.rows) > 1 else stage.name, s.second))
+                    if s.second is not None:
+                        at = len(rows) - first - 1
+                        second.append((f"{stage.name}.{at}" if len(stage.rows) > 1 else stage.name, s.second))
                 block_peak = (s.peak_keeping_input_bytes if is_after_tap else s.peak_bytes) + held
                 if block_peak > peak:
                     peak = block_peak
