@@ -589,7 +589,7 @@ def record(
     outputs = tuple(enter(t) if i is None else i for t, i in zip(results, indexes, strict=True))
     return OpGraph(
         tuple(tensors), tuple(roots), tuple(sources), outputs, tuple(ops), tuple(weights), tuple(returned),
-        counted() if counts else None, tuple(escapes),
+        torch_macs=counted() if counts else None, escapes=tuple(escapes),
     )  # fmt: skip
 
 
