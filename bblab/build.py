@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -245,14 +245,6 @@ class Difference:
         elif self.no_float64_because:
             said += f" (float64 could not be tried: {self.no_float64_because})"
         return said
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(value: Mapping[str, Any]) -> Difference:
-        unfused = tuple((str(layer), str(why), bool(has_failed)) for layer, why, has_failed in value["unfused"])
-        return Difference(**{**value, "where": tuple(value["where"]), "unfused": unfused})
 
 
 def deploy_difference(spec: ArchSpec, kinds: Mapping[str, BlockInfo], *, seed: int = 0) -> float:

@@ -587,4 +587,3 @@ def test_rounding_goes_away_in_float64_and_another_function_does_not(rooms: Room
     slight = build.compared(spec_of("odd.Fuses, how: half_wrong", kinds), kinds)
     assert slight.in_float32 < 1e-3 and not slight.is_rounding and not slight.is_another_function
     assert slight.in_float64 is not None and slight.in_float64 > 1e-5 and slight.where == ("s4",)
-    assert build.Difference.from_json(slight.to_json()) == slight

@@ -58,14 +58,21 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Forms:
-    """What was measured of the two forms: see `build.Difference`."""
+    """What was measured of the two forms, without torch: see `build.Difference`."""
 
-    rel_diff: float
+    in_float32: float
+    in_float64: float | None
     words: str
     is_rounding: bool
     is_another_function: bool
     where: tuple[str, ...] = ()
     unfused: tuple[tuple[str, str, bool], ...] = ()
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> Forms:
+        """What `dataclasses.asdict` gave. Raises TypeError or ValueError for anything else."""
+        unfused = tuple((str(where), str(why), bool(has_failed)) for where, why, has_failed in value["unfused"])
+        return Forms(**{**value, "where": tuple(value["where"]), "unfused": unfused})
 
 
 @dataclass(frozen=True, slots=True)
@@ -489,12 +496,12 @@ FORMS = "the 61 built-in specs differ by at most 1.1e-5 in float32, 2.7e-14 in f
 @rule("forms-differ", "error", f"limit 1e-3 of the largest value; {FORMS}")
 def _forms_differ(s: Subject, r: Rule) -> Iterator[Finding]:
     """A deploy form that computes something else than the train form: what is timed and exported was never trained."""
-    if s.forms is None or s.forms.rel_diff <= 1e-5:
+    if s.forms is None or s.forms.in_float32 <= 1e-5:
         return
     where = ", ".join(s.forms.where) or "backbone"
     if s.forms.is_another_function:
         yield r.finding(where, f"the deploy form computes another function: off by {s.forms.words}")
-    elif s.forms.is_rounding and s.forms.rel_diff > 1e-3:
+    elif s.forms.is_rounding and s.forms.in_float32 > 1e-3:
         yield r.finding(where, f"the forms differ by rounding alone: {s.forms.words}", "note")
     elif not s.forms.is_rounding:
         yield r.finding(where, f"the forms differ a little, and not by rounding: {s.forms.words}", "warning")

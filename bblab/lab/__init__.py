@@ -122,12 +122,11 @@ class Profile:
         }
 
 
-def _form_facts(difference: Difference | None) -> rules.Forms | None:
+def _form_facts(difference: Difference) -> rules.Forms:
     """The measured difference as the rules read it."""
-    if difference is None:
-        return None
     return rules.Forms(
-        rel_diff=difference.in_float32,
+        in_float32=difference.in_float32,
+        in_float64=difference.in_float64,
         words=difference.words(),
         is_rounding=difference.is_rounding,
         is_another_function=difference.is_another_function,
@@ -266,7 +265,7 @@ class Lab:
         self.notices: list[str] = []
         self._analyst: Analyst | None = None
         self._versions: dict[str, str] = {}
-        self._differences: dict[str, Difference | None] = {}
+        self._differences: dict[str, rules.Forms | None] = {}
 
     # ------------------------------------------------------------------------------------------ specs and blocks
 
@@ -534,7 +533,7 @@ class Lab:
         train, deploy = analyst.cost(spec, "train"), analyst.cost(spec, "deploy")
         geometry, why_not = self._geometry(spec)
         difference = self._difference(spec) if verify else self._remembered_difference(spec)
-        subject = replace(self._subject(spec, train, deploy, geometry), forms=_form_facts(difference))
+        subject = replace(self._subject(spec, train, deploy, geometry), forms=difference)
         found = rules.findings(subject)
         unfused = tuple(rules.unfused(subject))
         apart = None if difference is None else difference.in_float32
@@ -588,32 +587,30 @@ class Lab:
         measuring = hashlib.sha256((Path(bblab.__file__).parent / "build.py").read_bytes()).hexdigest()[:12]
         return "|".join(("deploy-difference", measuring, ops.recorder_version(), code, spec.spec_id))
 
-    def _remembered_difference(self, spec: ArchSpec) -> Difference | None:
+    def _remembered_difference(self, spec: ArchSpec) -> rules.Forms | None:
         text = ops.MEMORY.text(self._difference_key(spec))
         if not text:
             return None
-        from bblab.build import Difference
-
         try:
-            return Difference.from_json(json.loads(text))
+            return rules.Forms.from_json(json.loads(text))
         except (ValueError, TypeError, KeyError):
             return None  # only a cache
 
-    def _difference(self, spec: ArchSpec) -> Difference | None:
+    def _difference(self, spec: ArchSpec) -> rules.Forms | None:
         key = self._difference_key(spec)
         if key not in self._differences:
             known = self._remembered_difference(spec)
             self._differences[key] = self._measured_difference(spec) if known is None else known
         return self._differences[key]
 
-    def _measured_difference(self, spec: ArchSpec) -> Difference | None:
+    def _measured_difference(self, spec: ArchSpec) -> rules.Forms | None:
         if too_large := _too_large(self.analyst.cost(spec, "train")):
             self.notices.append(f"{spec.name}: the two forms were not compared: {too_large}")
             return None
         from bblab import build
 
         try:
-            measured = build.compared(spec, self.kinds)
+            measured = _form_facts(build.compared(spec, self.kinds))
         except BblabError as error:
             self.notices.append(error.message)
             return None
@@ -621,7 +618,7 @@ class Lab:
             said = (str(error).strip().splitlines() or [""])[0]
             self.notices.append(f"{spec.name}: the two forms were not compared: {type(error).__name__}: {said}")
             return None
-        ops.MEMORY.keep_text(self._difference_key(spec), json.dumps(measured.to_json()))
+        ops.MEMORY.keep_text(self._difference_key(spec), json.dumps(asdict(measured)))
         return measured
 
     # -- latency
@@ -634,7 +631,7 @@ class Lab:
         if difference is None:
             return ""
         if difference.is_another_function:
-            return f"its deploy form computes another function than its train form: off by {difference.words()}"
+            return f"its deploy form computes another function than its train form: off by {difference.words}"
         failed = [f"{where}: {why}" for where, why, has_failed in difference.unfused if has_failed]
         return f"its train form was taken for the deploy form: {'; '.join(failed)}" if failed else ""
 
