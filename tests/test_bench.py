@@ -357,13 +357,13 @@ def test_progress_of_several_sessions_foretells_them_all() -> None:
     assert told[-1] == (5, 30, 110.0, "session 2 of 3, ncnn, 2 threads, 30 fps: process 2 of 6")
 
 
-@pytest.mark.usefixtures("fake")
 def test_of_one_process_no_interval_is_printed(bblab: Any) -> None:
     from dataclasses import replace
 
     from bblab.lab import reporting
 
-    ran = bblab("bench", "nanotrack", "mobileone_s0@s16", "--json", "-")
+    ran = bblab("bench", "nanotrack", "mobileone_s0@s16", "--json", "-", "--device", "fake")
+    assert ran.code == 0, ran.err
     rows = [{**row, "processes": 1} for row in json.loads(ran.out)["latency"]]
     page = reports.find("bench", Lab().rooms)(rows)
     at = [c.key for c in page.table.columns].index("ratio")
