@@ -202,7 +202,6 @@ def world(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> World:
         jobs[name] = (out / "check.py", ["--trainer", str(root / "trainers" / change[0])])
     for target in LAUNCHED:
         given = ["--trainer", str(root / "trainers" / target)]
-        jobs[f"smoke/{target}"] = (folders[f"{target}/plain"] / "launch.py", [*given, "--smoke"])
         jobs[f"no-gpu/{target}"] = (folders[f"{target}/plain"] / "launch.py", given)
     jobs["launch/nowhere"] = (folders["nanotrack/plain"] / "launch.py", ["--trainer", str(root)])
     jobs["check/untold"] = (folders["nanotrack/plain"] / "check.py", [])
@@ -220,9 +219,20 @@ LAUNCHED = ("nanotrack", "pysot", "ocean", "stark", "siamfcpp")
 
 
 @pytest.fixture(scope="module")
-def trained(world: World) -> dict[str, Path]:
+def smoked(world: World) -> World:
+    """The world after a smoke run of each target's plain net, with weights that are spared at first."""
+    jobs = {}
+    for target in LAUNCHED:
+        given = ["--trainer", str(world.root / "trainers" / target), "--smoke"]
+        jobs[f"smoke/{target}"] = (world.folders[f"{target}/plain"] / "launch.py", given)
+    world.said.update(run_scripts(jobs, world.root))
+    return world
+
+
+@pytest.fixture(scope="module")
+def trained(smoked: World) -> dict[str, Path]:
     """Each target's folder of random weights, in which two short trainings ran and the second was resumed."""
-    data = world.root / "data"
+    world, data = smoked, smoked.root / "data"
     space = runpy.run_path(str(world.folders["nanotrack/plain"] / "launch.py"), run_name="seen")
     space["made_up_crops"](data)
     space = runpy.run_path(str(world.folders["stark/plain"] / "launch.py"), run_name="seen")
@@ -394,16 +404,16 @@ def _leaves(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("target", LAUNCHED)
-def test_smoke_runs_twenty_iterations_and_what_it_leaves_is_read_back(world: World, target: str):
+def test_smoke_runs_twenty_iterations_and_what_it_leaves_is_read_back(smoked: World, target: str):
     import torch
 
     from bblab.tracking import logs
     from bblab.weights import files
 
-    said = world.said[f"smoke/{target}"]
+    said = smoked.said[f"smoke/{target}"]
     assert said.code == 0, said.text
     assert "ok   20 iterations of" in said.text and "the smoke run holds" in said.text
-    folder = world.folders[f"{target}/plain"]
+    folder = smoked.folders[f"{target}/plain"]
     place, leaves = folder / "runs/smoke", _leaves(folder)
     log = logs.read(sorted(place.glob(leaves["log"])))
     assert len(log.epochs) == 2 and all(e.iterations == 10 and e.is_complete for e in log.epochs)

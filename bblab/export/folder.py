@@ -388,9 +388,18 @@ def _readme(target: Target, variant: str, spec: ArchSpec, manifest: Mapping[str,
             "No file of the trainer is changed. Before that, on any machine, without a GPU:",
             "",
             "```sh",
-            target.command.replace("launch.py", "check.py").partition(" -- ")[0],
+            target.command.replace("launch.py", "check.py"),
+            f"{target.command} --smoke",
             "```",
+            "",
+            "The second runs 20 iterations of the trainer's own loop on made-up crops and reads back what it wrote.",
+            "",
+            f"Everything a training writes goes to `runs/N` here: the log `{_shown(target.log)}`, checkpoints "
+            f"`{_shown(target.checkpoints)}`, the manifest and the configuration it ran with. `--resume` goes on with "
+            "the newest run, `--resume N` with run N.",
         ]
+        if target.supplies:
+            lines += ["", "Where the environment lacks them, `launch.py` supplies", "", *_supplied(target)]
     else:
         lines += [
             "```python",
@@ -449,6 +458,19 @@ def _readme(target: Target, variant: str, spec: ArchSpec, manifest: Mapping[str,
     if target.notes:
         lines += ["", "## Good to know", "", *(f"- {note}" for note in target.notes)]
     return "\n".join(lines) + "\n"
+
+
+def _shown(pattern: str) -> str:
+    return f"runs/N/{pattern}"
+
+
+def _supplied(target: Target) -> list[str]:
+    """What `launch.py` supplies, by the first lines of its functions."""
+    import ast
+
+    tree = ast.parse((Path(__file__).parent / "launching.py").read_text(encoding="utf-8"))
+    docs = {n.name: ast.get_docstring(n) or "" for n in tree.body if isinstance(n, ast.FunctionDef)}
+    return [f"- {docs[name].splitlines()[0]}" for name in target.supplies]
 
 
 def frozen_words(freeze: Mapping[str, Any]) -> str:

@@ -28,9 +28,9 @@ def build_opt_lr(cfg, model, current_epoch=0):
                 if isinstance(m, nn.BatchNorm2d):
                     m.train()
     params = [p for p in model.features.features.parameters() if p.requires_grad]
-    groups = [{"params": params, "lr": 0.01}] if params else []
+    groups = [{"params": params, "lr": 0.001}] if params else []
     groups += [{"params": model.neck.parameters()}, {"params": model.connect_model.parameters()}]
-    optimizer = torch.optim.SGD(groups, lr=0.1)
+    optimizer = torch.optim.SGD(groups, lr=0.001)
     return optimizer, build_lr_scheduler(optimizer, cfg, epochs=cfg.OCEAN.TRAIN.END_EPOCH)
 
 
