@@ -45,7 +45,7 @@ class MobileOne(nn.Module):
     ) -> None:
         super().__init__()
         shared: dict[str, Any] = {"branches": branches, "identity": identity, "se": se, "act": act, "eps": eps}
-        shared |= {"device": device, "dtype": dtype}
+        shared.update(device=device, dtype=dtype)
         self.depth = RepConv(
             in_ch, in_ch, kernel, stride, groups=in_ch, scale=scale, pad=pad, dilation=dilation, **shared
         )

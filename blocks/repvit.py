@@ -68,7 +68,7 @@ class RepViT(nn.Sequential):
         if in_ch != out_ch:
             raise ValueError(f"out must be the input's {in_ch} channels, read {out_ch}; repvit_down changes them")
         shared: dict[str, Any] = {"kernel": kernel, "expand": expand, "act": act, "eps": eps}
-        shared |= {"device": device, "dtype": dtype}
+        shared.update(device=device, dtype=dtype)
         super().__init__(*(_Unit(in_ch, se=se if i % 2 == 0 else None, **shared) for i in range(units)))
 
 
