@@ -168,6 +168,23 @@ def test_a_run_that_was_killed_and_later_interrupted_is_the_uninterrupted_one(
     assert_same_run(tmp_path / "whole", folder)
 
 
+def test_the_last_score_stays_in_the_progress_while_the_next_epoch_trains(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int | None] = []
+    monkeypatch.setattr(hooks, "TELL_S", 0.0)
+    inner = record.write_progress
+
+    def watched(folder: Path, value: Mapping[str, Any]) -> None:
+        if value["doing"] == "training":
+            seen.append(value.get("validated_epoch"))
+        inner(folder, value)
+
+    monkeypatch.setattr(record, "write_progress", watched)
+    start(plan, tmp_path / "run")
+    assert seen == [None] * 4 + [1] * 4 + [2] * 4
+
+
 def test_workers_change_nothing_also_where_images_are_mixed_and_dropped_out(plan: Plan, tmp_path: Path) -> None:
     for workers in (0, 2):
         start(changed(plan, **MIXED, workers=workers, precise_images=48), tmp_path / str(workers))

@@ -412,6 +412,8 @@ class Record:
         self.sums: dict[str, float] = {}
         self.pending: dict[str, float] | None = None
         self.last: dict[str, Any] = {}
+        self.told: dict[str, Any] = {}
+        """Of the last validation: it stays in the progress, which is looked at only now and then."""
         self.told_at = 0.0
         self.norms_s = 0.0
         self.px = 0
@@ -460,7 +462,7 @@ class Record:
         }
         if outputs is not None:
             value["loss"] = float(torch.as_tensor(outputs["loss"]).detach())
-        record.write_progress(Path(runner.work_dir), value)
+        record.write_progress(Path(runner.work_dir), {**self.told, **value})
 
     def state(self) -> dict[str, float]:
         """The sums of an epoch so far, for a checkpoint inside it."""
@@ -535,11 +537,12 @@ class Record:
         )
         told = record.read_progress(Path(runner.work_dir))
         told = {"epoch": runner.epoch, "epochs": runner.max_epochs, **told}  # there may be none yet
-        told |= {"top1_percent": values["top1_percent"], "validated_epoch": runner.epoch, "epoch_bad_val_images": bad}
+        self.told = {"top1_percent": values["top1_percent"], "validated_epoch": runner.epoch}
+        self.told["epoch_bad_val_images"] = bad
         if self.last:
-            told |= {"epoch_s": self.last["epoch_s"], "epoch_loss": self.last["train_loss"]}
-            told |= {f"epoch_{key}": self.last.get(key, 0) for key in ("images_per_s", "wait_share", "bad_images")}
-        record.write_progress(Path(runner.work_dir), told)
+            self.told |= {"epoch_s": self.last["epoch_s"], "epoch_loss": self.last["train_loss"]}
+            self.told |= {f"epoch_{key}": self.last.get(key, 0) for key in ("images_per_s", "wait_share", "bad_images")}
+        record.write_progress(Path(runner.work_dir), told | self.told)
 
 
 # ---------------------------------------------------------------------------------------------- checkpoints
