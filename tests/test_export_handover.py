@@ -93,9 +93,10 @@ for job in json.loads(sys.argv[1]):
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
-        if job["has_gpu"]:  # a machine with a GPU, as far as the scripts can see
+        if job["has_gpu"]:  # a machine with a GPU, as far as the scripts can see; torch itself is told the truth
             runpy.run_path(job["script"], run_name="seen")["on_cpu"]()
-            torch.cuda.is_available = lambda: True
+            seeing = ("/launch.py", "/main/train.py")
+            torch.cuda.is_available = lambda: sys._getframe(1).f_code.co_filename.endswith(seeing)
         out = os.open(job["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1); os.dup2(out, 2)
         sys.argv = [job["script"], *job["args"]]
@@ -357,7 +358,8 @@ def test_launch_starts_the_trainers_script_with_the_folders_config(world: World,
     assert "np.float is float seed 7 type bb_plain out 15" in world.said["launch/nanotrack"].text
     assert "rank 0 np.float is float seed 7 type bb_plain out 25" in world.said["launch/pysot"].text
     assert "model Own weights there True" in world.said["launch/ocean"].text
-    assert "Finished training!" in world.said["launch/stark"].text
+    stark = world.said["launch/stark"].text
+    assert "Finished training!" in stark and "crashed" not in stark, stark
     weights = trained["siamfcpp"] / "bb_plain.pkl"
     assert f"task track weights {weights}" in world.said["launch/siamfcpp"].text
     for name in LAUNCHED:

@@ -201,7 +201,7 @@ TARGETS.add(
             "To resume at or after the epoch that unfreezes, set TRAIN.START_EPOCH to it too: the optimiser is built "
             "before the checkpoint's epoch is read.",
         ),
-        pip="yacs opencv-python tensorboard",
+        pip="colorama opencv-python tensorboard yacs",
     ),
 )
 

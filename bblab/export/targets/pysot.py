@@ -239,6 +239,7 @@ TARGETS.add(
                         "tools/train.py",
                     ),
                     "command": "python launch.py --trainer siamban",
+                    "pip": "colorama opencv-python tensorboard yacs",
                 },
             ),
         },
@@ -247,7 +248,7 @@ TARGETS.add(
             "To resume at or after the epoch that unfreezes, set TRAIN.START_EPOCH to it too: the optimiser is built "
             "before the checkpoint's epoch is read.",
         ),
-        pip="yacs opencv-python tensorboardX",
+        pip="colorama opencv-python tensorboardX yacs",
     ),
 )
 
