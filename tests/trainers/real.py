@@ -64,14 +64,17 @@ def check(target: str, trainer: Path, place: int, folder: Path, python: str) -> 
         print("\n".join(shown if done.returncode == 0 else lines[-40:]), flush=True)
         failed += [] if done.returncode == 0 else [f"{script} ended with {done.returncode}"]
         if options and not done.returncode:
-            failed += read_back(out)
+            failed += read_back(out, trainer, python)
     if fingerprint(trainer) != before:
         failed.append("the checkout is another than before")
     return failed
 
 
-def read_back(out: Path) -> list[str]:
-    """What the smoke run left, read by bblab: the log's epochs, the checkpoint's backbone."""
+def read_back(out: Path, trainer: Path, python: str) -> list[str]:
+    """What the smoke run left, read by bblab: the log's epochs, the checkpoint's backbone.
+
+    STARK's checkpoints hold objects of its own, which bblab refuses: converted first, as bblab's refusal says.
+    """
     from bblab.errors import BblabError
     from bblab.tracking import logs
     from bblab.weights import files
@@ -81,7 +84,14 @@ def read_back(out: Path) -> list[str]:
     try:
         log = logs.read(sorted((out / "runs/smoke").glob(leaves["log"])))
         shapes = {k.removeprefix(own["prefix"]): v for k, v in _shapes(files.read(out / own["file"])).items()}
-        found = files.read(max((out / "runs/smoke").glob(leaves["checkpoints"]), key=lambda p: p.name))
+        checkpoint = max((out / "runs/smoke").glob(leaves["checkpoints"]), key=lambda p: p.name)
+        if manifest["target"] == "stark":
+            code = "import sys, torch; sys.path.insert(0, sys.argv[1]); old, new = sys.argv[2:]; "
+            code += "torch.save(torch.load(old, map_location='cpu', weights_only=False)['net'], new)"
+            plain = out / "net.pth"
+            subprocess.run([python, "-c", code, str(trainer), str(checkpoint), str(plain)], check=True)
+            checkpoint = plain
+        found = files.read(checkpoint)
         fitted, prefix = files.fit_keys(found.state, shapes)
     except BblabError as error:
         return [f"not read by bblab: {error}"]
