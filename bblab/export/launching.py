@@ -39,6 +39,7 @@ RUNS = HERE / "runs"
 SMOKE_EPOCHS = 2
 SMOKE_ITERATIONS = 10  # an epoch
 SMOKE_BATCH = 2
+SMOKE_LR = 1e-5  # a deep net of random weights diverges at a trainer's own rate where a batch is two images
 SUPPLIED: list[str] = []
 STEPS = [0]
 PACKAGES = {"cv2": "opencv-python", "yaml": "pyyaml", "PIL": "pillow", "skimage": "scikit-image", "_init_paths": ""}

@@ -263,7 +263,7 @@ def smoke(trainer: Path, data: Path) -> dict[str, Any]:
         f"{DATA}.GOT10kDataset.subset": "train",
         f"{TASK}.data.num_workers": 0,
         f"{FREEZER}.schedule": [text.replace(f'"epoch": {own},', '"epoch": 1,') if own else text for text in schedule],
-        f"{SGD}.lr_policy": ['{"name": "LinearLR", "start_lr": 0.0001, "end_lr": 0.001, "max_epoch": 2}'],
+        f"{SGD}.lr_policy": ['{"name": "LinearLR", "start_lr": 0.00001, "end_lr": 0.00001, "max_epoch": 2}'],
     }
     changes.update({f"{TASK}.data.num_epochs": SMOKE_EPOCHS, f"{TRAINER}.max_epoch": SMOKE_EPOCHS})
     for part in (f"{TASK}.data", TRAINER, SGD):
