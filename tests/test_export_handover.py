@@ -279,7 +279,7 @@ def _shorten(config: Path, smoke: Path, data: Path) -> None:
         "nr_image_per_epoch: 20": "nr_image_per_epoch: 4",
         "PRINT_FREQ: 5": "PRINT_FREQ: 1",
         "PRINT_INTERVAL: 5": "PRINT_INTERVAL: 1",
-        "END_EPOCH: 2,": "END_EPOCH: 3,",
+        "END_EPOCH: 2": "END_EPOCH: 3",
         "device: cpu": "device: cuda",
         "TRAIN_EPOCH: 1": "TRAIN_EPOCH: 0",
         "UNFIX_EPOCH: 1": "UNFIX_EPOCH: 0",
