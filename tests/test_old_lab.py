@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,3 +57,131 @@ def test_two_of_its_timings_are_compared(old: Path, bblab: Callable) -> None:
     ran = bblab("diff", 5, 6)
     assert ran.code == 0, ran.err
     assert "train" in ran.out and "deploy" in ran.out
+
+
+# ---------------------------------------------------------------------------------------------- its training
+
+
+RUN = "20261129-161720-tiny-digits"
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits, 13 training and 2 validation images of each: two steps of 64 an epoch."""
+    pytest.importorskip("mmpretrain")
+    from bblab.pretraining import data
+
+    source, folder = data.digits(tmp_path_factory.mktemp("all")), tmp_path_factory.mktemp("few")
+    for split, count in (("train", 13), ("val", 2)):
+        for kind in sorted((source / split).iterdir()):
+            (folder / split / kind.name).mkdir(parents=True)
+            for image in sorted(kind.iterdir())[:count]:
+                shutil.copy(image, folder / split / kind.name)
+    return folder
+
+
+def by_its_config(images: Path, work_dir: Path, resumed_from: Path | None = None, **hooks: dict) -> Any:
+    """Train by the stored config.py as mmpretrain's own tool does; mmengine's Runner.
+
+    hooks: arguments of its hooks that differ, or hooks that are added.
+    """
+    from mmengine.config import Config
+    from mmengine.runner import Runner
+
+    from bblab.pretraining.run import quieten
+
+    quieten()
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    config = Config.fromfile(OLD / "runs" / RUN / "config.py")
+    config.work_dir = str(work_dir)
+    for loader in (config.train_dataloader, config.val_dataloader):
+        loader.dataset.data_root = str(images)
+        loader.dataset.classes = str(OLD / "runs" / RUN / "classes.txt")
+        for step in loader.dataset.pipeline:
+            if "bad_list" in step:
+                step.bad_list = str(work_dir / "bad_images.txt")
+    for hook in config.custom_hooks:
+        hook.update(hooks.pop(hook.type, {}))
+        if "bad_list" in hook:
+            hook.bad_list = str(work_dir / "bad_images.txt")
+    config.custom_hooks += [{"type": kind, **given} for kind, given in hooks.items()]
+    config.load_from = str(resumed_from) if resumed_from else None
+    config.resume = resumed_from is not None
+    config.experiment_name = f"{work_dir.name}_{time.monotonic_ns()}"
+    try:
+        runner = Runner.from_cfg(config)
+        runner.train()
+        return runner
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def weights_of(path: Path) -> dict:
+    import torch
+
+    return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+
+
+def test_mmpretrain_trains_by_the_config_of_version_0_1(few: Path, tmp_path: Path) -> None:
+    by_its_config(few, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "record.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["epoch", "checkpoint", "val"] * 2
+    # LinearLR from 0.01 of 0.1 over 4 steps is stepped once a step: 0.01 + 0.99 * 2/3 of it after two, all after four
+    assert [line["lr"] for line in lines[::3]] == pytest.approx([0.067, 0.1])
+    assert [line["images"] for line in lines[::3]] == [128, 128]
+    assert [line["px"] for line in lines[::3]] == [48, 48]
+    assert all("images" not in line for line in lines[2::3])  # mmpretrain's Accuracy does not say how many it scored
+    assert sorted(p.name for p in tmp_path.glob("*.pth")) == ["best.pth", "epoch_1.pth", "epoch_2.pth"]
+
+
+AVERAGE = {"ema_type": "ExponentialMovingAverage", "momentum": 0.1, "update_buffers": True}
+
+
+@pytest.mark.parametrize("is_averaged", [False, True])
+def test_a_run_by_that_config_ends_the_same_where_it_is_resumed(few: Path, tmp_path: Path, is_averaged: bool) -> None:
+    import torch
+
+    hooks: dict = {"SurvivingCheckpoint": {"keep": 2}}
+    if is_averaged:
+        hooks["EMAHook"] = AVERAGE
+        smaller = [
+            {"type": "SeededSample"},
+            {"type": "LoadRandomCropFast", "px": 32, "on_bad": "skip"},
+            {"type": "PackInputs"},
+        ]
+        hooks["SwitchRecipeHook"] = {"schedule": [{"action_epoch": 2, "train_pipeline": smaller}]}
+        hooks["Record"] = {"ramp": [[0, 48], [1, 32]]}
+    by_its_config(few, tmp_path / "whole", **hooks)
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    (tmp_path / "again" / "epoch_2.pth").unlink()
+    by_its_config(few, tmp_path / "again", tmp_path / "again" / "epoch_1.pth", **hooks)
+    one, other = (weights_of(tmp_path / name / "epoch_2.pth") for name in ("whole", "again"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert any(not torch.equal(one[key], value) for key, value in weights_of(tmp_path / "whole/epoch_1.pth").items())
+    last = json.loads((tmp_path / "again" / "record.jsonl").read_text().splitlines()[-3])
+    assert last["px"] == (32 if is_averaged else 48)
+
+
+def test_a_gate_of_that_config_ends_the_run(few: Path, tmp_path: Path) -> None:
+    from bblab.pretraining.hooks import Ended
+
+    gate = {"text": "loss > 0.5 at epoch 1", "metric": "loss", "op": ">", "value": 0.5, "epoch": 1}
+    with pytest.raises(Ended, match="stopped by a gate"):
+        by_its_config(few, tmp_path, StopAtGate={"gates": [gate]})
+    assert (tmp_path / "epoch_1.pth").exists()
+    assert not (tmp_path / "epoch_2.pth").exists()
+
+
+def test_its_run_is_gone_on_with_by_its_config(tmp_path: Path, cache: Path) -> None:
+    pytest.importorskip("mmpretrain")
+    from bblab.pretraining import data
+
+    by_its_config(data.digits(cache), tmp_path, OLD / "runs" / RUN / "epoch_1.pth")
+    lines = [json.loads(line) for line in (tmp_path / "record.jsonl").read_text().splitlines()]
+    assert [(line["kind"], line["epoch"]) for line in lines if line["kind"] != "val" or line["epoch"] > 1] == [
+        ("epoch", 2), ("checkpoint", 2), ("val", 2),
+    ]  # fmt: skip
+    # 0.1 recorded a loss of 1.72 in this epoch, and 10 % after the first: other images, the same training
+    assert lines[-3]["train_loss"] == pytest.approx(1.72, abs=0.15)
+    assert lines[-1]["top1_percent"] > 25

@@ -24,6 +24,7 @@ from mmengine.registry import OPTIMIZERS as OPTIMIZERS
 from torch import Tensor, nn
 
 from bblab.pretraining import hooks as _hooks  # noqa: F401  registers the hook of a run
+from bblab.pretraining import hooks_0_1 as _hooks_0_1  # noqa: F401  registers those of version 0.1
 from bblab.pretraining import nets
 from bblab.pretraining import unreadable as _unreadable  # noqa: F401  registers the data set and the metric
 from bblab.pretraining.data import transforms as _transforms  # noqa: F401  registers the fast loaders

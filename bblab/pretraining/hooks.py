@@ -531,8 +531,7 @@ class Record:
             epoch=runner.epoch,
             val_s=time.perf_counter() - self.val_began,
             norms_s=self.norms_s,
-            images=scored,
-            bad_images=bad,
+            **({"images": scored, "bad_images": bad} if "accuracy/scored" in metrics else {}),  # else it does not say
             **{k: round(float(v), 4) for k, v in values.items() if v is not None},  # counted in float32 there
         )
         told = record.read_progress(Path(runner.work_dir))
