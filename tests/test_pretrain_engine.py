@@ -19,7 +19,7 @@ import torch
 from bblab import spec as language
 from bblab.errors import RunError
 from bblab.lab import Lab
-from bblab.pretraining import checkpoints, data, hooks, nets, record, run
+from bblab.pretraining import card, checkpoints, data, hooks, nets, record, result, run
 from bblab.pretraining.config import Plan, Settings, plain_spec, with_head
 from bblab.pretraining.recipe import Recipe
 from bblab.pretraining.record import History
@@ -275,3 +275,69 @@ def test_weight_decay_goes_down_along_a_cosine_and_norms_stay_at_none(
     assert seen[0][0] == pytest.approx(1e-2) and seen[-1][0] == pytest.approx(1e-3, rel=0.2)
     # half-way, step 6 of 12: 1e-3 + 9e-3 * (1 + cos(pi * 6/12)) / 2
     assert seen[6][0] == pytest.approx(1e-3 + 9e-3 * 0.5, rel=1e-6)
+
+
+FUSES = """
+import torch
+from torch import nn
+
+
+class Fuses(nn.Module):
+    def __init__(self, in_ch, out_ch, stride=1, move=0.0, times=1.0):
+        super().__init__()
+        self.c = nn.Conv2d(in_ch, out_ch, 1, stride)
+        self.move, self.times = move, times
+
+    def forward(self, x):
+        return self.c(x)
+
+    def fuse(self):  # equal in exact numbers where times is 1
+        with torch.no_grad():
+            self.c.weight.copy_((self.c.weight + self.move) * self.times - self.move)
+"""
+
+
+def forms_of(row: str, images: Path, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The two forms of a small net with a block that fuses itself, compared on made-up images."""
+    lab = Lab(folder)
+    (folder / "blocks").mkdir(parents=True)
+    (folder / "blocks" / "own.py").write_text(FUSES)
+    text = f"""
+stages:
+  a: {{block: conv, out: 8, stride: 2}}
+  b: {{block: own.Fuses, out: 16, {row}}}
+head: {{block: classifier}}
+"""
+    plan = replace(plan_of(text, images, lab), lab=str(folder))
+    spec, kinds = nets.spec_of(plan.spec, plan.name, plan.lab)
+    net, _ = nets.make(spec, kinds, 4)
+    net.get_parameter("head.last.weight").data.normal_()
+    batches = [{"inputs": torch.randn(8, 3, 16, 16)} for _ in range(2)]
+    return result.compare_forms(plan, net.state_dict(), batches, Handed())
+
+
+class Handed(torch.nn.Module):
+    def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return batch
+
+
+def test_forms_that_float64_brings_together_are_rounding_and_do_not_fail_a_training(
+    images: Path, tmp_path: Path
+) -> None:
+    """Weights near 0.1 beside 30,000: float32 has steps of 0.002 there, float64 of 4e-12."""
+    apart, line = forms_of("move: 30000.0", images, tmp_path / "lab")
+    assert line["forms_rel_diff"] > 1e-3 and line["forms_rel_diff_float64"] < 1e-9
+    assert apart.is_rounding and not apart.is_another_function
+    assert card.rounding(line).startswith(", rounding alone: ")
+
+
+def test_a_deploy_form_of_another_function_fails_a_training(images: Path, tmp_path: Path) -> None:
+    apart, line = forms_of("times: 1.5", images, tmp_path / "lab")
+    assert line["forms_rel_diff_float64"] == pytest.approx(line["forms_rel_diff"], rel=1e-3)
+    assert apart.is_another_function
+
+
+def test_forms_that_agree_in_float32_are_not_run_in_float64(images: Path, tmp_path: Path) -> None:
+    apart, line = forms_of("times: 1.0", images, tmp_path / "lab")
+    assert line["forms_rel_diff"] < 1e-5 and line["forms_rel_diff_float64"] is None
+    assert not apart.is_another_function and card.rounding(line) == "" and line["forms_images"] == 16

@@ -357,7 +357,7 @@ def closing(done: Pretrained) -> list[str]:
         if result.get("forms_rel_diff") is not None:
             text += (
                 f"; the deploy form's scores differ by {result['forms_rel_diff']:.1g} of the largest, "
-                f"{result['forms_other_answers']} of {result['forms_images']} answers change"
+                f"{result['forms_other_answers']} of {result['forms_images']} answers change{card.rounding(result)}"
             )
         lines.append(text)
         lines.append("beside it: card.md, curves.png, config.py (mmengine), record.jsonl")

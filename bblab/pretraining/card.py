@@ -40,6 +40,12 @@ def accuracy_text(percent: float | None, count: int) -> str:
     return f"{percent:.2f} % [{low:.1f}, {high:.1f}]"
 
 
+def rounding(result: Mapping[str, Any]) -> str:
+    """", rounding alone: ..." where the two forms of a trained net are apart in float32 and not in float64; else ""."""
+    exact = result.get("forms_rel_diff_float64")
+    return "" if exact is None else f", rounding alone: {exact:.1g} in float64"
+
+
 def text(plan: Plan, history: History) -> str:
     """Markdown. Only what the record holds is said."""
     last = history.last
@@ -77,7 +83,7 @@ def text(plan: Plan, history: History) -> str:
     if result.get("forms_rel_diff") is not None:
         lines.append(
             f"| deploy form | scores differ by {result['forms_rel_diff']:.2g} of the largest, "
-            f"{result['forms_other_answers']} of {result['forms_images']} answers change |"
+            f"{result['forms_other_answers']} of {result['forms_images']} answers change{rounding(result)} |"
         )
     if s.precise_images:
         lines.append(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 import bblab
 from bblab import build
 from bblab.errors import RunError
+from bblab.folding import words
 from bblab.pretraining import card, checkpoints, nets, record
 from bblab.pretraining.config import Plan
+from bblab.spec import ArchSpec, BlockInfo
 from bblab.weights import content_hash, save
 
 WEIGHTS = "weights.safetensors"
 COMPARED = 512  # validation images on which both forms run
-LARGEST_REL_DIFF = 1e-3  # of the largest score; float32 folding moves a trained net's scores by about 1e-5
 
 
 def export(plan: Plan, folder: Path, images: Iterable[Any], model: nn.Module) -> dict[str, Any]:
@@ -59,6 +61,7 @@ def export(plan: Plan, folder: Path, images: Iterable[Any], model: nn.Module) ->
     target = folder / WEIGHTS
     target.unlink(missing_ok=True)  # ours, of an earlier end of this run
     save(state, target, metadata)
+    apart, compared = compare_forms(plan, state, images, preprocess)
     found = {
         "epoch": epoch,
         "file": WEIGHTS,
@@ -66,14 +69,13 @@ def export(plan: Plan, folder: Path, images: Iterable[Any], model: nn.Module) ->
         "content_sha256": content_hash(state, metadata["spec_id"]),
         "top1_percent": top1,
         "is_average": plan.recipe.ema_momentum is not None,
-        **compare_forms(plan, state, images, preprocess),
+        **compared,
     }
     record.append(folder, "result", **found)
     write_card(plan, folder)
-    worst = found["forms_rel_diff"]
-    if worst is not None and not worst <= LARGEST_REL_DIFF:
+    if apart is not None and apart.is_another_function:
         raise RunError(
-            f"the deploy form's scores differ from the train form's by {worst:.2g} of the largest",
+            f"the deploy form's scores differ from the train form's by {apart.words()}",
             hint="the weights are written, but do not deploy them before this is understood",
         )
     return found
@@ -84,21 +86,26 @@ def _trained_id(plan: Plan) -> str:
     return spec.spec_id
 
 
-def compare_forms(plan: Plan, state: dict[str, Tensor], images: Iterable[Any], preprocess: nn.Module) -> dict[str, Any]:
-    """Train and deploy form on validation images, in float32 on the CPU: the largest difference, and changed answers.
+def compare_forms(
+    plan: Plan, state: dict[str, Tensor], images: Iterable[Any], preprocess: nn.Module
+) -> tuple[build.Difference | None, dict[str, Any]]:
+    """Train and deploy form on validation images, in float32 on the CPU: how far their scores are apart, and a record.
 
-    `forms_rel_diff` is the largest difference of a score over the largest score; null for another library's net.
+    Of the record `forms_rel_diff` is the largest difference of a score over the largest score, `forms_rel_diff_float64`
+    the same in float64 on the batch that differs most (null where float32 stays below 1e-3). Both are null, and there
+    is no difference, for another library's net.
     """
     spec, kinds = nets.spec_of(plan.spec, plan.name, plan.lab)
     net, _ = nets.make(spec, kinds, plan.num_classes)
     if not isinstance(net, build.Backbone):
-        return {"forms_rel_diff": None, "forms_images": 0, "forms_other_answers": 0}
+        return None, {"forms_rel_diff": None, "forms_images": 0, "forms_other_answers": 0}
     net.load_state_dict(state)
     _settle_progress(net)
     net.eval()
     fused = build.to_deploy(net, spec, kinds)
     assert isinstance(fused, build.Backbone)
-    worst = largest = 0.0
+    worst, largest = -1.0, 0.0
+    hardest: Tensor | None = None
     seen = other = 0
     preprocess = preprocess.to("cpu")
     with torch.no_grad():
@@ -106,13 +113,40 @@ def compare_forms(plan: Plan, state: dict[str, Tensor], images: Iterable[Any], p
             x = preprocess(batch)["inputs"]
             a, b = net.classify(x), fused.classify(x)
             largest = max(largest, float(a.abs().max()))
-            worst = max(worst, float((a - b).abs().max()))
+            off = float((a - b).abs().max())
+            if not off <= worst:  # a nan too
+                worst, hardest = off, x
             other += int((a.argmax(1) != b.argmax(1)).sum())
             seen += len(x)
             if seen >= COMPARED:
                 break
     diff = worst / largest if largest and math.isfinite(worst) else math.inf
-    return {"forms_rel_diff": diff, "forms_images": seen, "forms_other_answers": other}
+    apart = build.Difference(diff)
+    if math.isfinite(diff) and apart.is_another_function and hardest is not None:  # or is it rounding?
+        try:
+            apart = build.Difference(diff, _apart_in_float64(net, spec, kinds, hardest))
+        except Exception as error:  # a user's block may hold float32 by force
+            apart = build.Difference(diff, no_float64_because=words(error))
+    return apart, {
+        "forms_rel_diff": diff,
+        "forms_rel_diff_float64": apart.in_float64,
+        "forms_images": seen,
+        "forms_other_answers": other,
+    }
+
+
+def _apart_in_float64(net: build.Backbone, spec: ArchSpec, kinds: Mapping[str, BlockInfo], x: Tensor) -> float:
+    """The largest difference of a score over the largest score, both forms made and run in float64."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.no_grad():
+            train = copy.deepcopy(net).double()
+            fused = build.to_deploy(train, spec, kinds)
+            assert isinstance(fused, build.Backbone)
+            return build.rel_diff([train.classify(x.double())], [fused.classify(x.double())], spec.name)
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def _settle_progress(net: nn.Module) -> None:
