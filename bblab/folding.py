@@ -140,27 +140,29 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm) or "BatchNorm" in type(module).__name__
 
 
-def fold_norms(
-    module: nn.Module,
-    graph: RecordedGraph,
-    run: Callable[[], Any] | None = None,
-    *,
-    within: int = 0,
-    kept: Collection[nn.Module] = (),
-) -> list[Unfused]:
-    """Fold every batch norm of a recorded module into the layer before it, in place, where that is exact.
+def planned(
+    module: nn.Module, graph: RecordedGraph, run: Callable[[], Any] | None = None, *, within: int = 0
+) -> Plan:
+    """Which batch norms of a recorded module go into the layers before them; nothing is changed yet.
 
-    Returns the norms that stay, with the reason. `run` does the recorded pass once more, for code whose reads were not
-    recorded. `within`: how many leading parts of the two layers' names must agree (so that a fold stays inside one
-    block). `kept`: not to be touched.
+    `run` does the recorded pass once more, for code whose reads were not recorded. `within`: how many leading parts of
+    the two layers' names must agree (so that a fold stays inside one block).
     """
-    plan = _Plan(module, graph, within)
+    plan = Plan(module, graph, within)
     plan.make()
     if run is not None and plan.folds and plan.has_unseen:  # scripted code, say: does it read too?
         read = _read_elsewhere([plan.layers[name] for fold in plan.folds for name in fold[1]], run)
         if read:
-            plan = _Plan(module, graph, within)
+            plan = Plan(module, graph, within)
             plan.make(not_into={n for n, m in plan.layers.items() if m in read})
+    return plan
+
+
+def fold_norms(plan: Plan, kept: Collection[nn.Module] = ()) -> list[Unfused]:
+    """Fold every batch norm of a plan into the layer before it, in place, where that is exact.
+
+    Returns the norms that stay, with the reason. `kept`: not to be touched.
+    """
     held = {id(m) for m in kept}
     stay = dict(plan.stay)
     for norm, layers in plan.folds:
@@ -183,7 +185,7 @@ _PRODUCERS = (
 )
 
 
-class _Plan:
+class Plan:
     """Which norm goes into which layers, and why the others do not, from one recorded pass."""
 
     def __init__(self, module: nn.Module, graph: RecordedGraph, within: int) -> None:

@@ -628,7 +628,9 @@ def fold_norms(
 
     with torch.no_grad():
         graph = record(module, inputs, as_list=as_list)
-        return folding.fold_norms(module, graph, None if is_ours else run, within=within, kept=kept)
+        plan = folding.planned(module, graph, None if is_ours else run, within=within)
+        with shapes_only():
+            return folding.fold_norms(plan, kept)
 
 
 # A module that needs real numbers to run is built on the CPU up to this size. Chosen by us: four times ViT-L.
@@ -806,11 +808,12 @@ def deploy_block(
             return blockkit.deploy_in_place(module)
     several = len(shapes) > 1
     stay: list[folding.Unfused] = [] if unfused is None else unfused
-    with torch.no_grad(), shapes_only():
+    with torch.no_grad():  # no `shapes_only` around a recording: it would be told of other tensors than the net's own
         example = [torch.zeros((1, *shape), device=device, dtype=dtype) for shape in shapes]
         before = record(module, example, as_list=several)
         whole = folding.Snapshot(module)
-        made = folding.deploy(module)
+        with shapes_only():
+            made = folding.deploy(module)
         fused, failed = made.module, made.failed
         why = _wrong_form(fused, example, several, before) if made.calls else ""
         if device == "meta" and (why or failed):
@@ -861,6 +864,7 @@ def _record_block(row: Row, info: BlockInfo, shapes: tuple[Shape, ...], form: Fo
         module = blocks.make(row, in_ch, info, device=device)
         if not isinstance(module, nn.Module):
             raise BblabError(f"{info.class_name} is no nn.Module", hint=f"let it inherit from nn.Module in {info.file}")
+        _refuse_lazy(module, info)
         module = module.eval() if form == "train" else deploy_block(module, info, shapes, device, unfused)
         module.register_forward_hook(check_output)
         return module
@@ -894,6 +898,20 @@ def _record_block(row: Row, info: BlockInfo, shapes: tuple[Shape, ...], form: Fo
         hint = f"the block is {info.class_name} in {place}"
         why = _what_it_needs(row, in_ch, make_row, shapes)
         raise BblabError(f"{row.kind} on a map of {size}: {why}{name}{what}", hint=hint) from error
+
+
+def _refuse_lazy(module: nn.Module, info: BlockInfo) -> None:
+    """Raises BblabError for layers whose size depends on what they are fed first: a spec's sizes would be guesses."""
+    from torch.nn.parameter import is_lazy
+
+    for name, layer in module.named_modules():
+        if any(is_lazy(t) for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None):
+            kind = type(layer).__name__
+            plain = kind.removeprefix("Lazy")
+            raise BblabError(
+                f"{info.class_name}: {name or 'it'} is a {kind}, which has no size before it has run",
+                hint=f"write nn.{plain} with its input channels in {info.file}",
+            )
 
 
 def _what_it_needs(row: Row, in_ch: Any, make_row: Callable[[Row, str], nn.Module], shapes: tuple[Shape, ...]) -> str:

@@ -119,6 +119,7 @@ class Two(nn.Module):
         self.n1 = nn.BatchNorm1d(out_ch)
         self.again = self.c if how == "two_names" else None
         self.kept = [self.c, self.n]
+        self.constant = torch.full((1,), 0.5)
         if how == "tied":
             self.d.weight = self.c.weight
 
@@ -158,6 +159,11 @@ class Two(nn.Module):
             return n(y) + scripted(y)
         if how == "scripted_beside":
             return n(c(x)) + scripted(x)
+        if how == "views":  # halves of a map that lies channels last, and back
+            left, right = n(c(x)).permute(0, 2, 3, 1).chunk(2, 1)
+            return torch.cat([left, right], 1).permute(0, 3, 1, 2)
+        if how == "constant":  # a plain tensor that no op has made
+            return n(c(x)) * self.constant.to(x.device)
         if how == "custom_reader":
             y = c(x)
             return n(y) + Swish.apply(y)
@@ -418,6 +424,8 @@ def test_a_transposed_convolution_is_scaled_along_its_output_channels() -> None:
         ("tied", 2),
         ("plain_list", 1),
         ("scripted_beside", 1),
+        ("views", 1),
+        ("constant", 1),
         ("norm_first", 1),  # a(x), then the norm, then c: folded into a
         ("linear", 1),
     ],
