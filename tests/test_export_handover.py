@@ -705,3 +705,56 @@ def test_two_blocks_whose_helpers_have_one_name_stand_side_by_side(tmp_path: Pat
     exec(text, space)
     assert [space[n]().call() for n in names] == [6, 7]
     assert names == ["Block", "TwoBlock"]
+
+
+OWN_FUSE = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Stubborn(nn.Module):
+    def __init__(self, in_ch, out_ch, stride=1, raises=True):
+        super().__init__()
+        self.c = nn.Conv2d(in_ch, out_ch, 3, stride, 1)
+        self.n = nn.BatchNorm2d(out_ch)
+        self.raises = raises
+
+    def forward(self, x):
+        return F.relu(self.n(self.c(x)))
+
+    def fuse(self):
+        if self.raises:
+            raise NotImplementedError("no fused form of this one")
+        scale = self.n.weight / torch.sqrt(self.n.running_var + self.n.eps)
+        made = nn.Conv2d(self.c.in_channels, self.c.out_channels, 3, self.c.stride, 1)
+        made.weight.data.copy_(self.c.weight * scale[:, None, None, None])
+        made.bias.data.copy_((self.c.bias - self.n.running_mean) * scale + self.n.bias)
+        return nn.Sequential(made, nn.ReLU())
+"""
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_check_reports_a_block_whose_own_fuse_raises_and_fuses_the_others_in_float64(
+    raises: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "lab" / "blocks").mkdir(parents=True)
+    (tmp_path / "lab" / "blocks" / "own.py").write_text(OWN_FUSE)
+    lab = Lab(tmp_path / "lab")
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "stages:\n  a: {block: conv, out: 16, stride: 4}\n"
+        f"  b: {{block: own.Stubborn, out: 16, stride: 2, raises: {str(raises).lower()}}}\n"
+    )
+    lab.hand_over(str(path), "generic", tmp_path / "out")
+    ran = subprocess.run(
+        [sys.executable, "check.py", "--module-only"], cwd=tmp_path / "out", capture_output=True, text=True
+    )
+    assert "Traceback" not in ran.stdout + ran.stderr
+    line = next(text for text in ran.stdout.splitlines() if "deploy(backbone)" in text)
+    if raises:
+        assert ran.returncode == 1 and "NotImplementedError: no fused form of this one" in line
+        assert "1 claims do not hold" in ran.stdout
+    else:
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert float(re.search(r"off by (\S+)", line)[1]) < 1e-12  # type: ignore[index]
