@@ -395,6 +395,14 @@ def changed(cls):
     return Other
 
 
+class Lazy(nn.Module):
+    def __init__(self, in_ch, out_ch):
+        super().__init__()
+        self.c = nn.LazyConv2d(out_ch, 1)
+    def forward(self, x):
+        return self.c(x)
+
+
 @changed
 class Lies(Conv):
     def __init__(self, in_ch, out_ch):
@@ -451,6 +459,8 @@ def test_arguments_are_fed_by_their_names(
         ("Residual, stride: 2", "it runs at stride 1 only, the row says 2"),
         ("Residual, out: 16", "it runs only where out equals its 8 input channels, the row says 16"),
         ("Asserts, stride: 2", "it runs at stride 1 only, the row says 2; AssertionError"),
+        ("Lazy", "Lazy: c is a LazyConv2d, which has no size before it has run"),
+        ("Lazy", "write nn.Conv2d with its input channels"),
         ("Lies", "Lies takes (one, two) once its file has run, but its text says it takes in_ch, out_ch"),
     ],
 )
