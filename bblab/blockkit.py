@@ -579,21 +579,34 @@ def deploy_method(module: nn.Module) -> Callable[[], Any] | None:
     return None
 
 
-def fused(module: nn.Module, method: Callable[[], Any]) -> nn.Module:
-    """What the module's method returns, or the module where it fuses in place."""
+def fused(module: nn.Module, method: Callable[[], Any]) -> nn.Module | None:
+    """What the module's method returns, or the module where it fuses in place; None where it did nothing."""
+    before = parts(module)
     made = method()
-    return (made if isinstance(made, nn.Module) else module).train(module.training)
+    if not isinstance(made, nn.Module) or made is module:
+        if parts(module) == before:
+            return None
+        made = module
+    return made.train(module.training)
+
+
+def parts(module: nn.Module) -> list[tuple[Any, ...]]:
+    """Every submodule, parameter and buffer by name and identity: the same before and after a method did nothing."""
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    held = [(name, id(t), t.dtype, t.data_ptr()) for name, t in tensors]
+    return [*((name, id(part)) for name, part in module.named_modules()), *held]
 
 
 def deploy_in_place(
     module: nn.Module,
-    fuse: Callable[[nn.Module, Callable[[], Any]], nn.Module] = fused,
+    fuse: Callable[[nn.Module, Callable[[], Any]], nn.Module | None] = fused,
     done: dict[int, tuple[nn.Module, nn.Module]] | None = None,
 ) -> nn.Module:
     """The fused form of a module in eval mode, made of the module itself, which must not be used any more.
 
     A module of several names is fused once, and all its names have the fused form. `fuse` calls a module's method;
-    `done` holds, by id, each module met and what became of it.
+    Where that gives None it did nothing (LeViT's residual returns itself), and the module's parts are fused, as where
+    it has no method. `done` holds, by id, each module met and what became of it.
     """
     done = {} if done is None else done
     if id(module) in done:
@@ -601,10 +614,11 @@ def deploy_in_place(
     if isinstance(module, torch.jit.ScriptModule):
         return module
     method = deploy_method(module)
-    made = module if method is None else fuse(module, method)
+    whole = None if method is None else fuse(module, method)
+    made = module if whole is None else whole
     done[id(module)] = (module, made)
     done[id(made)] = (made, made)  # a fused module is not fused again, whoever holds it
-    if method is None:
+    if whole is None:
         for name, child in list(module._modules.items()):
             new = child if child is None else deploy_in_place(child, fuse, done)
             if new is not child:

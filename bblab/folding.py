@@ -90,10 +90,11 @@ def deploy(module: nn.Module) -> Fused:
     failed: list[Unfused] = []
     calls = 0
 
-    def careful(part: nn.Module, method: Callable[[], Any]) -> nn.Module:
+    def careful(part: nn.Module, method: Callable[[], Any]) -> nn.Module | None:
         nonlocal calls
         calls += 1
         before = Snapshot(part)
+        names_before = blockkit.parts(part)
         like = next((p for p in part.parameters() if p.is_floating_point()), None)
         usual = torch.get_default_dtype()
         try:
@@ -104,6 +105,8 @@ def deploy(module: nn.Module) -> Fused:
                 kind = type(made).__name__
                 raise TypeError(f"it returned a {kind}, expected a module, or None where it fuses in place")
             fused = made if isinstance(made, nn.Module) else part
+            if fused is part and blockkit.parts(part) == names_before:
+                return None
             fused.train(part.training)
             return fused if like is None else _alike(fused, like)
         except (Exception, SystemExit) as error:
@@ -140,9 +143,7 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm) or "BatchNorm" in type(module).__name__
 
 
-def planned(
-    module: nn.Module, graph: RecordedGraph, run: Callable[[], Any] | None = None, *, within: int = 0
-) -> Plan:
+def planned(module: nn.Module, graph: RecordedGraph, run: Callable[[], Any] | None = None, *, within: int = 0) -> Plan:
     """Which batch norms of a recorded module go into the layers before them; nothing is changed yet.
 
     `run` does the recorded pass once more, for code whose reads were not recorded. `within`: how many leading parts of

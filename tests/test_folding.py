@@ -221,6 +221,23 @@ class Reps(nn.Module):
         return self.r(self.r(x)) if self.how == "twice" else self.q["r"](self.p(x))
 
 
+class Residual(nn.Module):
+    """As in LeViT and RepViT: its fuse() fuses a plain conv only, else returns itself, so that its parts are fused."""
+
+    def __init__(self, in_ch, out_ch, stride=1, how="returns"):
+        super().__init__()
+        self.how = how
+        self.m = nn.Sequential(Rep(out_ch), nn.ReLU())
+
+    def forward(self, x):
+        return x + self.m(x)
+
+    def fuse(self):
+        if self.how == "raises":
+            raise KeyError("no such branch")
+        return None if self.how == "nothing" else self
+
+
 class Fuses(nn.Module):
     """A conv, a norm and a way to fuse them, by name."""
 
@@ -473,6 +490,17 @@ def test_a_module_of_several_names_is_fused_once_and_all_uses_see_it(how: str, r
     assert sum(op.name == "conv2d" for op in graph.ops) == 3
     apart = build.compared(one, kinds)
     assert apart.in_float32 < EXACT and apart.unfused == ()
+
+
+@pytest.mark.parametrize(("how", "convs"), [("returns", 1), ("nothing", 1), ("raises", 2)])
+def test_the_parts_are_fused_of_a_module_whose_fuse_does_nothing(how: str, convs: int, rooms: Rooms) -> None:
+    kinds = blocks.infos(rooms)
+    one = spec_of(f"odd.Residual, how: {how}", kinds)
+    row = one.stages[1].rows[0]
+    graph = ops.block_graph(row, kinds[row.kind], ((16, 16, 16),), "deploy")
+    assert sum(op.name == "conv2d" for op in graph.ops) == convs  # a 3x3 and a 1x1, or one 3x3
+    apart = build.compared(one, kinds)
+    assert apart.in_float32 < EXACT and len(apart.unfused) == (how == "raises")
 
 
 @pytest.mark.parametrize("how", ["returns", "in_place", "double"])

@@ -41,7 +41,7 @@ def accuracy_text(percent: float | None, count: int) -> str:
 
 
 def rounding(result: Mapping[str, Any]) -> str:
-    """", rounding alone: ..." where the two forms of a trained net are apart in float32 and not in float64; else ""."""
+    """What follows a result's difference of the two forms where rounding alone explains it, in words; else ""."""
     exact = result.get("forms_rel_diff_float64")
     return "" if exact is None else f", rounding alone: {exact:.1g} in float64"
 
