@@ -754,7 +754,7 @@ def test_check_reports_a_block_whose_own_fuse_raises_and_fuses_the_others_in_flo
     line = next(text for text in ran.stdout.splitlines() if "deploy(backbone)" in text)
     if raises:
         assert ran.returncode == 1 and "NotImplementedError: no fused form of this one" in line
-        assert "1 claims do not hold" in ran.stdout
+        assert "1 claim does not hold" in ran.stdout
     else:
         assert ran.returncode == 0, ran.stdout + ran.stderr
         assert float(re.search(r"off by (\S+)", line)[1]) < 1e-12  # type: ignore[index]

@@ -138,7 +138,7 @@ def _draw(done: HandOver) -> None:
         taps = ", ".join(f"{t['stage']} {common.shape(t['map'])}" for t in geometry[size]["taps"])
         out.print(f"{size:<9} {geometry[size]['px']} px → {taps}", markup=False, soft_wrap=True)
     score = f"score map {geometry['score_map']}×{geometry['score_map']}, " if geometry["score_map"] else ""
-    out.print(f"{'':<9} {score}stride {geometry['stride']}", markup=False)
+    out.print(f"{'':<9} {score}stride {geometry['stride'] or 'unknown'}", markup=False)
     held = manifest["weights"]
     kind = manifest["provenance"]["source"] + _left_and_fed(manifest)
     out.print(

@@ -234,8 +234,11 @@ def main():
             check_trainer(given.trainer, data)
         check_deploy(data)
     geometry = MANIFEST["geometry"]
-    print(f"     stride {geometry['stride']}, receptive field {geometry['receptive_field']} px")
-    print("every claim holds" if not failed else f"{len(failed)} claims do not hold")
+    seen = geometry["receptive_field"]
+    field = "receptive field unknown" if seen is None else f"receptive field {seen} px"
+    print(f"     stride {geometry['stride'] or 'unknown'}, {field}")
+    claims = "1 claim does" if len(failed) == 1 else f"{len(failed)} claims do"
+    print("every claim holds" if not failed else f"{claims} not hold")
     sys.exit(1 if failed else 0)
 
 

@@ -429,7 +429,7 @@ def _readme(target: Target, variant: str, spec: ArchSpec, manifest: Mapping[str,
     if geometry["score_map"]:
         lines.append(f"| score map | {geometry['score_map']}x{geometry['score_map']} |")
     lines += [
-        f"| stride, receptive field | {geometry['stride']}, "
+        f"| stride, receptive field | {geometry['stride'] or 'unknown'}, "
         + (f"{field} px ({over:.2f} of the template) |" if field is not None else "unknown |"),
         f"| taps | {', '.join(t['stage'] for t in taps)} |",
         f"| parameters | {manifest['weights']['parameters']:,} as trained, {geometry['params_deploy']:,} fused |",
