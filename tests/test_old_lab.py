@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -185,3 +186,74 @@ def test_its_run_is_gone_on_with_by_its_config(tmp_path: Path, cache: Path) -> N
     # 0.1 recorded a loss of 1.72 in this epoch, and 10 % after the first: other images, the same training
     assert lines[-3]["train_loss"] == pytest.approx(1.72, abs=0.15)
     assert lines[-1]["top1_percent"] > 25
+
+
+def unfinished(lab: Path) -> Path:
+    """The stored run as it was after its first epoch; its folder."""
+    folder = lab / "runs" / RUN
+    for name in ("epoch_2.pth", "best.pth", "weights.safetensors"):
+        (folder / name).unlink()
+    lines = (folder / "record.jsonl").read_text().splitlines()
+    (folder / "record.jsonl").write_text("".join(f"{line}\n" for line in lines[:4]))  # start, epoch, checkpoint, val
+    return folder
+
+
+def test_its_run_is_resumed_by_its_number_in_a_moved_lab(old: Path, bblab: Callable, few: Path) -> None:
+    folder = unfinished(old)
+    plan = json.loads((folder / "run.json").read_text())
+    plan["data"]["root"] = str(old / "no longer there" / "digits-48px-v1")
+    (folder / "run.json").write_text(json.dumps(plan))
+    ran = bblab("pretrain", "--resume", "--run", PRETRAINING)
+    assert ran.code == 0, ran.err
+    assert "goes on from epoch_1.pth, after epoch 1 of 2" in ran.out
+    last = [json.loads(line) for line in (folder / "record.jsonl").read_text().splitlines()]
+    result = next(line for line in last if line["kind"] == "result")
+    assert result["top1_percent"] == pytest.approx(43.6, abs=15)  # 43.61 in 0.1
+    ran = bblab("export", "tiny", "--run", 33 + 1, "--to", "onnx", "--out", old / "out")  # 33: the start cut off
+    assert ran.code == 0, ran.err
+
+
+def test_only_a_training_is_resumed_by_number(old: Path, bblab: Callable) -> None:
+    ran = bblab("pretrain", "--resume", "--run", EXPORT)
+    assert ran.code == 2
+    assert "run 31 is no training but: export, nanotrack" in ran.err
+
+
+@pytest.mark.parametrize("how", [("--to", "onnx"), ("--for", "nanotrack")])
+def test_its_weights_are_exported(old: Path, bblab: Callable, how: tuple[str, str]) -> None:
+    ran = bblab("export", "tiny", "--run", PRETRAINING, *how, "--out", old / "out")
+    assert ran.code == 0, ran.err
+    ran = bblab("export", "tiny", "--weights", old / "runs" / RUN / "best.pth", *how, "--out", old / "out2")
+    assert ran.code == 0, ran.err
+
+
+def test_weights_that_a_run_did_not_write_are_not_exported_as_its_own(old: Path, bblab: Callable) -> None:
+    from bblab.weights import load, save
+
+    path = old / "runs" / RUN / "weights.safetensors"
+    state, metadata = load(path)
+    path.unlink()
+    metadata.pop("content_sha256", None)
+    save({key: value + 1 if value.is_floating_point() else value for key, value in state.items()}, path, metadata)
+    database = sqlite3.connect(old / "lab.sqlite")
+    for (trigger,) in database.execute("select name from sqlite_master where type = 'trigger'").fetchall():
+        database.execute(f"drop trigger {trigger}")  # a notebook only grows
+    database.execute("update runs set result = replace(result, '/home/designer/lab', '/home/gone')")
+    database.commit()
+    database.close()
+    ran = bblab("export", "tiny", "--run", PRETRAINING, "--to", "onnx", "--out", old / "out")
+    assert ran.code == 2
+    assert "does not hold the weights that run 28 wrote" in ran.err
+    assert not (old / "out").exists()
+
+
+def test_an_average_that_counted_steps_goes_on_at_its_pace() -> None:
+    from bblab.pretraining.config import Plan
+
+    value = json.loads((OLD / "runs" / RUN / "run.json").read_text())
+    value["recipe"] |= {"ema_momentum": 0.1}
+    value["settings"] |= {"batch_size": 128}
+    # a step of 128 images took 0.1 of the new weights; the recipe's batch is 64: two of them leave 0.9
+    assert (1 - (Plan.from_json(value).recipe.ema_momentum or 0)) ** 2 == pytest.approx(0.9)
+    value["settings"] |= {"keeps_last": False}
+    assert Plan.from_json(value).recipe.ema_momentum == 0.1

@@ -274,10 +274,16 @@ def _of_run(lab: Lab, run_id: int) -> tuple[Path, dict[str, Any]]:
             what if row.kind not in WITH_WEIGHTS else f"run {run_id} ({row.kind} of {row.name}) stored no weights",
             hint=f"runs with weights: {have}" if have else "train it (bblab pretrain) or bring weights (bblab import)",
         )
-    path = next((place for place in places if place.is_file()), None)
+    there = [place for place in places if place.is_file()]
+    path = next((place for place in there if _are_of(place, row)), None)
+    if there and path is None:
+        raise BblabError(
+            f"{there[0]} does not hold the weights that run {run_id} wrote: the sha256 of their content is another",
+            hint="where the training went on, export its later run (bblab runs --kind pretrain); else --weights FILE",
+        )
     if path is None:
         raise BblabError(
-            f"run {run_id}: its weights {places[0]} are gone", hint="give the file's new place with --weights FILE"
+            f"run {run_id}: its weights {places[-1]} are gone", hint="give the file's new place with --weights FILE"
         )
     told = {"run": row.id, "run_kind": row.kind, "run_spec_id": row.spec_id, "run_created_utc": row.created_utc}
     if row.kind == "pretrain":
@@ -298,7 +304,7 @@ def _of_run(lab: Lab, run_id: int) -> tuple[Path, dict[str, Any]]:
 
 
 def _weight_files(lab: Lab, row: Run) -> list[Path]:
-    """Where the weights of a run may lie: where they were written, and in the lab where it is now."""
+    """Where the weights of a run may lie: in the lab where it is now, and where they were written."""
     result = row.result
     if row.kind == "import" and result.get("path"):
         path = Path(str(result["path"])).expanduser()
@@ -306,7 +312,19 @@ def _weight_files(lab: Lab, row: Run) -> list[Path]:
     file = (result.get("weights") or {}).get("file") if row.kind == "pretrain" else None
     if not file:
         return []
-    return [Path(str(result["folder"])) / file, lab.folder / "runs" / str(result.get("folder_name")) / file]
+    return [lab.folder / "runs" / str(result.get("folder_name")) / file, Path(str(result["folder"])) / file]
+
+
+def _are_of(path: Path, row: Run) -> bool:
+    """Whether a file holds the tensors that a run recorded; one without a record is taken.
+
+    Raises BblabError for a file that cannot be read, or is damaged.
+    """
+    from bblab.weights import load
+
+    result = row.result.get("weights") or {} if row.kind == "pretrain" else row.result
+    recorded = result.get("content_sha256")
+    return not recorded or load(path)[1].get("content_sha256") == recorded
 
 
 def _no_weights(lab: Lab, spec: ArchSpec) -> str:

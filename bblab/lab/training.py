@@ -362,8 +362,8 @@ def resume(
     on_progress: Tell | None = None,
     on_start: Callable[[Plan, Sequence[str]], None] | None = None,
 ) -> Pretrained:
-    """Go on with a run from its newest checkpoint that is as it was written: the folder given, else the newest that is
-    unfinished.
+    """Go on with a run from its newest checkpoint that is as it was written: the folder given, or the number that it is
+    stored under, else the newest that is unfinished.
 
     The folder may have been moved. Gates and the number of processes are those of the plan. `on_start` gets the plan
     and, in words, from where it goes on. Raises BblabError where there is nothing to go on with, it is running, or the
@@ -371,13 +371,13 @@ def resume(
     """
     from bblab.pretraining.run import read_plan, write_plan
 
-    folder = Path(run).expanduser().absolute() if run is not None else _unfinished(lab, name)
+    folder = _folder(lab, run) if run is not None else _unfinished(lab, name)
     sweep(lab, going_on=folder)
     made = read_plan(folder)
     if record.is_running(folder):
         raise BblabError(f"{folder} is being trained now", hint="wait for it, or stop it first")
     if wanted.data is None:
-        _data_is_there(made)
+        wanted = replace(wanted, data=_moved_data(made))
     before, made = made.data["hash"], _with_data(made, wanted)
     lines = goes_on_from(folder, made)
     if made.data["hash"] != before:
@@ -425,15 +425,16 @@ def _with_data(made: Plan, wanted: Wanted) -> Plan:
     return replace(made, data=info.to_json())
 
 
-def _data_is_there(made: Plan) -> None:
-    """The digits are written again where the cache was emptied; other data must be where it was."""
+def _moved_data(made: Plan) -> Path | None:
+    """Where the data is now: the digits are in this cache, written again where it was emptied; None: where it was."""
     from bblab.pretraining import data
 
     root = Path(made.data["root"])
     if root.is_dir():
-        return
-    if data.digits(places.cache_dir()) != root:
-        raise BblabError(f"the data {root} is not there", hint="say where it is now with --data DIR")
+        return None
+    if root.name == data.DIGITS:
+        return data.digits(places.cache_dir())
+    raise BblabError(f"the data {root} is not there", hint="say where it is now with --data DIR")
 
 
 def _carried_out(lab: Lab, folder: Path, made: Plan, machines: Machines, on_progress: Tell | None) -> Pretrained:
@@ -482,6 +483,19 @@ def folders(lab: Lab) -> list[Path]:
         lines = (room / ELSEWHERE).read_text(encoding="utf-8").splitlines()
         found += [Path(line) for line in dict.fromkeys(lines) if (Path(line) / record.PLAN).is_file()]
     return sorted(found, key=lambda p: (p / record.PLAN).stat().st_mtime, reverse=True)
+
+
+def _folder(lab: Lab, run: Path | str) -> Path:
+    """A run's folder: as given, or of the stored run of that number, in this lab where it was moved."""
+    given = Path(run).expanduser().absolute()
+    if not str(run).isdecimal() or given.exists():
+        return given
+    with lab.notebook(read_only=True) as store:
+        row = store.get(int(str(run)))
+    if row.kind != KIND:
+        raise BblabError(f"run {run} is no training but: {row.kind}, {row.name}", hint=f"bblab runs --kind {KIND}")
+    folders_of_it = [lab.folder / "runs" / str(row.result.get("folder_name")), Path(str(row.result.get("folder")))]
+    return next((folder for folder in folders_of_it if (folder / record.PLAN).is_file()), folders_of_it[-1])
 
 
 def _unfinished(lab: Lab, name: str | None) -> Path:

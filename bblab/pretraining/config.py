@@ -126,13 +126,18 @@ class Plan:
     def from_json(cls, value: Mapping[str, Any]) -> Plan:
         recipe = {f.name: _frozen(value["recipe"][f.name]) for f in fields(Recipe) if f.name in value["recipe"]}
         recipe["published"] = tuple(Published(**p) for p in recipe.get("published", ()))
+        settings = Settings(**value["settings"])
+        if "keeps_last" not in value["settings"] and recipe.get("ema_momentum"):
+            # Of a version that took this share at every step, of whatever batch.
+            step = settings.batch_size * settings.processes
+            recipe["ema_momentum"] = 1 - (1 - recipe["ema_momentum"]) ** (recipe["base_batch"] / step)
         return cls(
             name=value["name"],
             spec=value["spec"],
             spec_id=value["spec_id"],
             recipe=Recipe(**recipe),
             data=value["data"],
-            settings=Settings(**value["settings"]),
+            settings=settings,
             gates=tuple(Gate(**g) for g in value["gates"]),
             lab=value["lab"],
             code_version=value["code_version"],

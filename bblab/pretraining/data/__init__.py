@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from bblab.pretraining.data.checking import check
-from bblab.pretraining.data.digits import digits
+from bblab.pretraining.data.digits import DIGITS, digits
 from bblab.pretraining.data.preparing import prepare
 from bblab.pretraining.data.values import BadFile, Checked, DataInfo, Prepared, Problem
 
-__all__ = ["BadFile", "Checked", "DataInfo", "Prepared", "Problem", "check", "digits", "fingerprint", "prepare"]
+__all__ = ["DIGITS", "BadFile", "Checked", "DataInfo", "Prepared", "Problem", "check", "digits", "fingerprint", "prepare"]
 
 
 def fingerprint(

@@ -16,7 +16,8 @@ from bblab.errors import BblabError, RunError
 from bblab.installing import how_to_install
 
 PX = 48
-_VERSION = 1
+DIGITS = f"digits-{PX}px-v1"
+"""Their folder's name in a cache; another number for other pictures."""
 _VAL_PER_CLASS = 36
 
 
@@ -27,7 +28,7 @@ def digits(cache_folder: Path) -> Path:
     """
     from bblab.pretraining.data import images
 
-    target = cache_folder / f"digits-{PX}px-v{_VERSION}"
+    target = cache_folder / DIGITS
     if target.is_dir():
         return target
     images.packages()
