@@ -91,7 +91,10 @@ def pretrain(
         float, typer.Option("--save-minutes", metavar="MIN", help="Between checkpoints inside an epoch; 0: at its end.")
     ] = 10.0,
     run: Annotated[
-        Path | None, typer.Option("--run", metavar="DIR", help="The run's folder; else runs/... in the lab. To resume: also its number.")
+        Path | None,
+        typer.Option(
+            "--run", metavar="DIR", help="The run's folder; else runs/... in the lab. To resume: also its number."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with --run, or with the newest unfinished run (of SPEC).")

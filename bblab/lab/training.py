@@ -377,7 +377,7 @@ def resume(
     if record.is_running(folder):
         raise BblabError(f"{folder} is being trained now", hint="wait for it, or stop it first")
     if wanted.data is None:
-        wanted = replace(wanted, data=_moved_data(made))
+        made = replace(made, data={**made.data, "root": str(_where_data_is(made))})
     before, made = made.data["hash"], _with_data(made, wanted)
     lines = goes_on_from(folder, made)
     if made.data["hash"] != before:
@@ -425,13 +425,13 @@ def _with_data(made: Plan, wanted: Wanted) -> Plan:
     return replace(made, data=info.to_json())
 
 
-def _moved_data(made: Plan) -> Path | None:
-    """Where the data is now: the digits are in this cache, written again where it was emptied; None: where it was."""
+def _where_data_is(made: Plan) -> Path:
+    """Where it was; the digits are in this cache too, written again where that was emptied or is another's."""
     from bblab.pretraining import data
 
     root = Path(made.data["root"])
     if root.is_dir():
-        return None
+        return root
     if root.name == data.DIGITS:
         return data.digits(places.cache_dir())
     raise BblabError(f"the data {root} is not there", hint="say where it is now with --data DIR")

@@ -13,7 +13,18 @@ from bblab.pretraining.data.digits import DIGITS, digits
 from bblab.pretraining.data.preparing import prepare
 from bblab.pretraining.data.values import BadFile, Checked, DataInfo, Prepared, Problem
 
-__all__ = ["DIGITS", "BadFile", "Checked", "DataInfo", "Prepared", "Problem", "check", "digits", "fingerprint", "prepare"]
+__all__ = [
+    "DIGITS",
+    "BadFile",
+    "Checked",
+    "DataInfo",
+    "Prepared",
+    "Problem",
+    "check",
+    "digits",
+    "fingerprint",
+    "prepare",
+]
 
 
 def fingerprint(
