@@ -558,7 +558,13 @@ class RepConvNorm(nn.Module):
         return nn.Sequential(conv, *act).train(self.training)
 
 
-_DEPLOY_NAMES = ("deploy", "reparameterize", "switch_to_deploy", "convert_to_deploy", "fuse")
+_DEPLOY_NAMES = (
+    "deploy", "reparameterize", "switch_to_deploy", "convert_to_deploy", "fuse",
+    "merge_kernel",  # DingXiaoH/RepLKNet-pytorch
+    "merge_dilated_branches",  # AILab-CVC/UniRepLKNet
+    "fuse_convs",  # meituan/YOLOv6 and what took its RepConv
+)  # fmt: skip
+"""What authors call the method that fuses a block; the first that is there is called."""
 
 
 def deploy(module: nn.Module) -> nn.Module:

@@ -152,7 +152,9 @@ def test_plain_conv_and_norm_are_folded_in_the_deploy_form(profile: Callable[...
     assert row["feature_maps"][-1]["height"] == 56
 
 
-@pytest.mark.parametrize("name", ["deploy", "reparameterize", "switch_to_deploy"])
+@pytest.mark.parametrize(
+    "name", ["deploy", "reparameterize", "switch_to_deploy", "merge_kernel", "merge_dilated_branches", "fuse_convs"]
+)
 def test_the_authors_own_fuse_method_is_called(name: str, pasted: Path, profile: Callable[..., Any]) -> None:
     (pasted / "blocks" / "paper.py").write_text(PAPER.replace("FUSE", name))
     row = profile("Rep, stride: 2")
