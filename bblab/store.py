@@ -116,6 +116,10 @@ class Hit:
     read_as: str = ""
 
 
+NO_AMOUNT = re.compile(r"(?:^|[._])(?:id|seed|rank|process|round|pid|port)(?:\[\d+\])?$")
+"""Numbers that only name something: a ratio of two of them says nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """One difference between two runs. `missing` names the run ("a" or "b") that has no such path."""
@@ -127,8 +131,8 @@ class Change:
 
     @property
     def ratio(self) -> float | None:
-        """b / a of two numbers; None where there is no such thing."""
-        if not _is_number(self.a) or not _is_number(self.b) or not self.a:
+        """b / a of two amounts; None where there is no such thing, as of ids, places in an order and seeds."""
+        if NO_AMOUNT.search(self.path) or not _is_number(self.a) or not _is_number(self.b) or not self.a:
             return None
         return float(self.b) / float(self.a)  # type: ignore[arg-type]
 

@@ -103,7 +103,8 @@ def _notes(rows: Sequence[Row], groups: Mapping[Group, Sequence[tuple[Row, Row |
         notes += _session_notes(members, many=len(sessions) > 1)
     if any(r["is_busy"] for r in rows):
         notes.append(
-            "other work held the machine (wall/CPU 1.02 or more): no wall times there; trust the ratios and CPU times"
+            "other work held the machine where wall/CPU is 1.02 or more: no wall times there; trust the ratios and CPU "
+            "times"
         )
     for members in sessions.values():
         if any(not r["steady"] for r in members):

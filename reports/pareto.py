@@ -412,7 +412,7 @@ def _chart(
             share = belongs.mean(0)
             still_open += float((share * (1 - share)).sum())
             if KINDS[kind] != "published" or len(protocols) == 1:
-                advice = _advice(belongs, drawn_x, drawn_y, [pairs[i] for i in inside], place, names)
+                advice = _advice(belongs, drawn_x, drawn_y, [pairs[i] for i in inside], place, names, stored)
                 if advice is not None and (best is None or advice.settled > best.settled):
                     best = advice
             corners = tuple((a, better * b) for a, b in front.steps(x, [better * v for v in y]))
@@ -492,19 +492,19 @@ def _gaps(
     def instead(spec_id: str) -> str:
         return "unfused" if spec_id in unfused else "beside" if spec_id in strangers else ""
 
-    made_by = {t.run_id: t.recipe for t in stored.trainings}
+    made_by = {t.run_id: t.options for t in stored.trainings}
     runs = (r.run_id for found in accurate.values() for a in found if a.kind == "own" for r in a.rows)
-    recipes = Counter(made_by[i] for i in runs if i is not None and i in made_by)
+    options = Counter(made_by[i] for i in runs if i is not None and i in made_by)
     return (
         *(Gap(names[i], "x", command, instead(i)) for i, command in zip(no_cost, commands, strict=True)),
-        *(Gap(c.name, "y", _accuracy_command(c.name, scale, recipes)) for c in no_accuracy),
+        *(Gap(c.name, "y", _accuracy_command(c.name, scale, options)) for c in no_accuracy),
     )
 
 
-def _accuracy_command(name: str, scale: Scale, recipes: Counter[str]) -> str:
-    """What gives a net the accuracy that the others have."""
-    if recipes:
-        return f"bblab pretrain {name} --recipe {recipes.most_common(1)[0][0]}"
+def _accuracy_command(name: str, scale: Scale, options: Counter[str]) -> str:
+    """What gives a net the accuracy that the others have, as most of them came by it."""
+    if options:
+        return f"bblab pretrain {name} {options.most_common(1)[0][0]}".rstrip()
     return f"bblab record {name} --metric {scale.metric}=VALUE" if not scale.is_share else f"bblab pretrain {name}"
 
 
@@ -585,6 +585,7 @@ def _advice(
     pairs: Sequence[tuple[Cost, Accuracy]],
     place: Place,
     names: Mapping[str, str],
+    stored: Stored,
 ) -> Advice | None:
     """The measurement, of a latency or an accuracy, that would settle most."""
     share = belongs.mean(0)
@@ -611,7 +612,9 @@ def _advice(
     name = names[cost.spec_id]
     if what == "y":
         used = [r.seed for r in accuracy.rows if r.seed is not None]
-        command = f"bblab pretrain {cost.name} --seed {max(used, default=0) + 1}"
+        newest = max((r.run_id for r in accuracy.rows if r.run_id is not None), default=None)
+        how = next((t.options for t in stored.trainings if t.run_id == newest), "")
+        command = " ".join(f"bblab pretrain {cost.name} {how} --seed {max(used, default=0) + 1}".split())
         if accuracy.kind == "recorded":
             command = f"train {cost.name} once more, then bblab record {cost.name} --log LOG"
     else:
@@ -814,7 +817,9 @@ def _no_accuracy(
         return say("apart_published")
     others = sorted({a.scale for a in own})
     if others:
-        metrics = " / ".join(f"--accuracy {m}" for m in dict.fromkeys(s.metric for s in others))
+        known = {a.scale for a in own if a.kind != "published"}
+        options = (f"--accuracy {s.metric}" + " --with-published" * (s not in known) for s in others)
+        metrics = " / ".join(dict.fromkeys(options))
         here = "; ".join(s.title for s in scales) or say("accuracy")
         return say("apart_other_scale", here=here, others="; ".join(s.title for s in others), command=metrics)
     broken = next((r for r in stored.accuracies if r.spec_id == spec_id and not math.isfinite(r.value)), None)
@@ -895,11 +900,12 @@ def _details(stored: Stored, charts: Sequence[ParetoChart]) -> dict[str, dict[st
             "profile_run": profile.run_id if profile else None,
             "about": result.get("about", ""),
             "receptive_field": result.get("receptive_field"),
+            "is_receptive_field_global": bool(result.get("is_receptive_field_global")),
             "rf_over_template": (result.get("tracker") or {}).get("rf_over_template"),
             "params": counted("params", result)[1] if result else None,
             "macs": counted("macs", result)[1] if result else None,
             "findings": [
-                [f["severity"], f["rule"], f["where"], f["message"], f.get("waived")]
+                [f["severity"], f["rule"], f["where"], f["message"], f.get("waived_because") or ""]
                 for f in result.get("findings", [])
             ],
         }

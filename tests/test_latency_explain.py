@@ -93,7 +93,9 @@ def test_a_clock_that_explains_only_part_does_not_push_the_form_aside() -> None:
 
 def test_only_wall_time_differs_when_the_machine_was_busy() -> None:
     said = explain(row(6.62), row(6.65, measured_wall_p50_s=0.0153, wall_over_cpu=2.3))
-    assert any("CPU time is the same, other work held the machine (wall/CPU 1.00 against 2.30)" in t for t in said[:2])
+    assert any(
+        "CPU times are within 5 %, other work held the machine (wall/CPU 1.00 against 2.30)" in t for t in said[:2]
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,3 +140,11 @@ def test_what_was_not_recorded_is_passed_over() -> None:
     ]
     assert "train form" in explain(bare, {**bare, "form": "train", "cpu_p10_s": 0.02})[0]
     assert explain({}, {})
+
+
+def test_where_other_work_held_the_machine_both_times_neither_wall_time_is_called_the_nets() -> None:
+    said = explain(row(6.62, wall_over_cpu=4.99), row(9.0, wall_over_cpu=5.18, ratio_low=0.2, ratio_high=0.3))
+    (text,) = [t for t in said if "other work held" in t]
+    assert (
+        text == "other work held the machine during both (wall/CPU 4.99 against 5.18): neither wall time is the net's"
+    )

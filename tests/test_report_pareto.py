@@ -319,7 +319,7 @@ def test_a_front_without_gaps_ties_or_unknown_spreads_is_settled(filled: Any) ->
     [
         ([training("e", "e" * 12, 90)], "e, its latency. Its accuracy is known", "bblab bench e --device host"),
         ([timing("e", "e" * 12, 0.001)], "e, its accuracy (top-1, digits abcdef). Its latency is known",
-         "bblab pretrain e --recipe digits"),
+         "bblab pretrain e --data /data/digits --recipe digits --epochs 10"),
         ([timing("e", "e" * 12, 0.001, form="train"), training("e", "e" * 12, 90)],
          "latency in deploy form (it is timed unfused)", "bblab bench e"),
         ([timing("e", "e" * 12, 0.003, reference="a", session="duel"), training("e", "e" * 12, 75)],
@@ -395,11 +395,55 @@ def test_the_page_and_the_terminal_say_the_same(bblab: Any, filled: Any, tmp_pat
     assert "next: bblab bench e --device host --runtime ort --size 255" in ran.out
 
 
+def trained_in_its_own_way(name: str, spec_id: str, top1: float, *, half: float, root: str) -> NewRun:
+    made = training(name, spec_id, top1, half=half)
+    inputs = {
+        "recipe": {"name": "rank16", "resolution_px": 160, "base_batch": 1024},
+        "settings": {"seed": 0, "batch_size": 512, "lr_rule": "linear", "accumulation": 2},
+        "data": {"root": root, "hash": "abcdef123", "num_classes": 10, "val_count": 5_000},
+    }
+    return replace(made, inputs=inputs, result={**made.result, "epochs_planned": 4, "epochs_trained": 4})
+
+
+def test_the_training_to_run_next_is_the_others_with_their_data_epochs_and_batch(filled: Any) -> None:
+    both = [timing("a", "a" * 12, 0.001), timing("b", "b" * 12, 0.002)]
+    first = trained_in_its_own_way("a", "a" * 12, 60, half=5, root="/my data/in256")
+    how = "--data '/my data/in256' --recipe rank16 --epochs 4 --batch-size 512 --lr-rule linear --accumulate 2"
+    ((_, command),) = said(page_of(filled([*both, first])))
+    assert command == f"bblab pretrain b {how}"
+    second = trained_in_its_own_way("b", "b" * 12, 61, half=5, root="/my data/in256")
+    ((text, command),) = said(page_of(filled([*both, first, second])))
+    assert "with another seed" in text
+    assert command in {f"bblab pretrain {net} {how} --seed 1" for net in "ab"}
+
+
+def test_a_net_whose_accuracy_is_only_published_is_shown_by_the_command_that_is_named(filled: Any) -> None:
+    from bblab.lab import Lab
+
+    lab = filled([*FOUR])
+    spec = Lab(lab.folder).spec("resnet18")
+    lab = filled([timing("resnet18", spec.spec_id, 0.010)])
+    told = apart(page_of(lab))["resnet18"]
+    assert told.endswith("(--accuracy top-1 --with-published)")
+    page = page_of(lab, accuracy="top-1", with_published=True)
+    assert any(m.name == "resnet18" for c in page.charts if isinstance(c, ParetoChart) for m in c.marks)
+
+
+def test_a_click_says_why_a_finding_is_waived_and_that_attention_sees_all(filled: Any) -> None:
+    made = profile("a", net("a", 1, 2, 60)[0].spec_id)
+    finding = {**made.result["findings"][0], "waived": True, "waived_because": "our head learns it"}
+    result = {**made.result, "findings": [finding], "receptive_field": 423, "is_receptive_field_global": True}
+    page = page_of(filled([*FOUR, replace(made, result=result)]))
+    detail = page.details[made.spec_id]
+    assert detail["findings"] == [["note", "heavy-last-stage", "s16", "82 % of <all>", "our head learns it"]]
+    assert (detail["receptive_field"], detail["is_receptive_field_global"]) == (423, True)
+
+
 def test_why_a_net_is_on_no_chart_is_what_is_stored_of_it(filled: Any) -> None:
     cost = score("n", "8" * 12, 12.0, metric="latency_ms", higher_is_better=False)
     lab = filled([*FOUR, timing("n", "8" * 12, 0.001), cost, score("n", "8" * 12, 0.26)])
     told = apart(page_of(lab))["n"]
-    assert told == "no top-1, digits abcdef; what is stored of it is vot2018_eao, test (--accuracy vot2018_eao)"
+    assert told == "no top-1, digits abcdef; what is known of it is vot2018_eao, test (--accuracy vot2018_eao)"
     assert lab.notices[0] == "1 stored value of latency_ms is of a speed or a cost, not of an accuracy: on no chart"
     with pytest.raises(BblabError, match="no accuracy 'latency_ms'"):
         page_of(lab, accuracy="latency_ms")

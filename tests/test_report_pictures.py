@@ -200,6 +200,18 @@ def test_a_wrong_share_is_shown_all_the_same() -> None:
     assert ticks.bounded(40, 60, None, None, margin=0.1) == (38, 63)
 
 
+@pytest.mark.parametrize("count", [2, 3, 14, 60])
+def test_circles_in_the_key_differ_in_size_and_each_says_the_most_that_it_stands_for(count: int) -> None:
+    from bblab.reports.kit import draw_print
+
+    every = chart(count).marks
+    area = draw_print._areas(every)
+    shown = draw_print._sizes(every, area)
+    assert all(area(b) > 1.2 * area(a) for a, b in itertools.pairwise(shown))
+    assert shown[-1].params == max(m.params or 0 for m in every)
+    assert shown[0].params == max(m.params or 0 for m in every if area(m) == min(map(area, every)))
+
+
 def is_round(step: float) -> bool:
     return float(f"{step:.6e}".partition("e")[0]) in (1.0, 2.0, 5.0)
 

@@ -372,6 +372,15 @@ def test_diff_knows_null_empty_and_absent_apart(notebook: Store) -> None:
     assert all(change.ratio is None for change in notebook.diff(a, b))  # 5 / 0 is no ratio
 
 
+def test_numbers_that_only_name_something_have_no_ratio(notebook: Store) -> None:
+    a = put(notebook, {"conditions_id": 16, "rank": 2, "detail": {"process": 4, "processes": 8}, "width": 3.0})
+    b = put(notebook, {"conditions_id": 6, "rank": 1, "detail": {"process": 1, "processes": 4}, "width": 6.0})
+    assert {c.path: c.ratio for c in notebook.diff(a, b)} == {
+        "result.conditions_id": None, "result.rank": None, "result.detail.process": None,
+        "result.detail.processes": 0.5, "result.width": 2.0,
+    }  # fmt: skip
+
+
 def test_a_run_does_not_differ_from_its_repetition(notebook: Store) -> None:
     assert notebook.diff(put(notebook, {"x": [1, {"y": None}]}), put(notebook, {"x": [1.0, {"y": None}]})) == []
 

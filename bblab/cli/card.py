@@ -255,5 +255,10 @@ def _latency(rows: list[Mapping[str, Any]]) -> RenderableType:
         busy = f"other work kept the machine busy (wall/CPU {digits(first['wall_over_cpu'])}): trust the ratio, not ms"
         parts.append(Text(busy, style="yellow"))
     if first["drift"] not in (None, "none"):
-        parts.append(Text(f"the clock drifted while measuring: {first['drift']}", style="yellow"))
+        parts.append(
+            Text(
+                "the clock drifted while measuring: the ratios are of paired rounds, ms is not comparable",
+                style="yellow",
+            )
+        )
     return Group(*parts)

@@ -179,7 +179,7 @@ def time_(
     plural = "s" * (threads > 1)
     out.print(f"{rows[0]['device']}, {threads} thread{plural}; {rows[0]['caveat']}", style="yellow", markup=False)
     ids = [row["run_id"] for row in rows]
-    text = f"stored as run {', '.join(map(str, ids))} in {common.short(opened.store_path)}"
+    text = f"stored as run{'s' * (len(ids) > 1)} {', '.join(map(str, ids))} in {common.short(opened.store_path)}"
     specs = [m for m in models if not m.endswith(".tflite")] or ["SPEC"]
     out.print(
         f"{text} · next: bblab bench {' '.join(specs)} --device {device}", style="dim", markup=False, soft_wrap=True

@@ -53,6 +53,7 @@ def diff(
     if why:
         out.print()
     drawn = tables.plain([("what", "left"), (str(a), "right"), (str(b), "right"), ("ratio", "right")])
+    drawn.columns[0].no_wrap = True  # a path that is cut inside a word cannot be read
     for c in found:
         ratio = "" if c.ratio is None else f"× {common.digits(c.ratio)}"
         cells = [

@@ -317,7 +317,7 @@ def finish(opened: Lab, done: Pretrained, machine: bool, json: str | None) -> No
         for line in closing(done):
             out.print(line, markup=False, soft_wrap=True)
         where = f"stored as run {done.run_id} in {common.short(opened.store_path)}" if done.run_id else "not stored"
-        after = f"bblab show {done.run_id}" if ended_well else f"bblab pretrain --resume --run {folder}"
+        after = f"bblab report · bblab show {done.run_id}" if ended_well else f"bblab pretrain --resume --run {folder}"
         written = f"; written {json}" if json else ""
         out.print(f"{folder} · {where}{written} · next: {after}", style="dim", markup=False, soft_wrap=True)
     if not ended_well:

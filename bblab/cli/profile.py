@@ -112,7 +112,11 @@ def _draw(profiles: Sequence[Profile], rows: list[dict[str, Any]], page: Page) -
 
 def _last_line(opened: Lab, profiles: Sequence[Profile], specs: list[str], files: list[str]) -> None:
     ids = [str(p.run_id) for p in profiles if p.run_id is not None]
-    where = f"stored as run {', '.join(ids)} in {common.short(opened.store_path)}" if ids else "not stored"
+    where = (
+        f"stored as run{'s' * (len(ids) > 1)} {', '.join(ids)} in {common.short(opened.store_path)}"
+        if ids
+        else "not stored"
+    )
     if files:
         where += "; written " + ", ".join(files)
     if len(profiles) > 1:

@@ -98,7 +98,7 @@ def record(
         out = common.console()
         _draw(done, out)
         new = [i for i in (done.training_id, *done.score_ids) if i is not None]
-        where = f"stored as run {', '.join(map(str, new[:6]))}{' ...' if len(new) > 6 else ''}"
+        where = f"stored as run{'s' * (len(new) > 1)} {', '.join(map(str, new[:6]))}{' ...' if len(new) > 6 else ''}"
         last = f"{where} in {common.short(opened.store_path)}" if new else "nothing new, nothing stored"
         shown = next((i for i in (*new, done.known_training_id, *done.known_score_ids) if i is not None), None)
         out.print(f"{last} · next: bblab show {shown}", style="dim", markup=False, soft_wrap=True)

@@ -494,7 +494,7 @@ def provenance_lines(provenance: Mapping[str, Any]) -> list[str]:
         "recipe": "recipe {}",
         "data": "data {}",
         "imported_from": "from: {}",
-        "written_for_spec": "written for spec {}",
+        "written_for_spec": "trained as spec {} (an id counts the head and its classes too)",
         "head_left_out": "without the file's head: {}",
         "trained_on": "trained on images as {}",
         "sha256": "sha256 {}",

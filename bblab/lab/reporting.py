@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -118,7 +119,7 @@ def training_rows(
     name = _data_name(data)
     training = TrainingRow(
         run.id, run.created_utc, run.spec_id, run.name, str(recipe["name"]), name, None if seed is None else int(seed),
-        trained, curve,
+        trained, curve, options=_options(recipe, data, settings, name, planned),
     )  # fmt: skip
     if r.get("status") != FINISHED:
         return training, None
@@ -132,6 +133,26 @@ def training_rows(
         protocol, math.nan if value is None else value / 100, None if low is None else low / 100,
         None if high is None else high / 100, training.seed,
     )  # fmt: skip
+
+
+def _options(
+    recipe: Mapping[str, Any], data: Mapping[str, Any], settings: Mapping[str, Any], data_name: str, planned: int | None
+) -> str:
+    """The options of `bblab pretrain` with which another net or seed comes by its accuracy in the same way."""
+    given: list[tuple[str, object]] = [("--recipe", recipe["name"]), ("--epochs", planned)]
+    if data_name != "digits":
+        root = Path(str(data.get("root") or "DIR"))
+        lists = ((f"--ann-{part}", data.get(f"ann_{part}")) for part in ("train", "val"))
+        given = [("--data", root), *((key, root / str(value)) for key, value in lists if value), *given]
+    batch, rule = settings.get("batch_size"), settings.get("lr_rule")
+    given += [
+        ("--batch-size", batch if batch != recipe.get("base_batch") else None),
+        ("--lr-rule", rule if rule != "none" else None),
+        ("--accumulate", settings.get("accumulation") if settings.get("accumulation") != 1 else None),
+        ("--freeze", settings.get("freeze")),
+        ("--weights", settings.get("weights")),
+    ]
+    return " ".join(f"{key} {shlex.quote(str(value))}" for key, value in given if value is not None)
 
 
 def _data_name(data: Mapping[str, Any]) -> str:

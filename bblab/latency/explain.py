@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from bblab.latency.conditions import steal_share
+from bblab.latency.protocol import BUSY_WALL_OVER_CPU
 from bblab.latency.words import milliseconds, significant
 
 Row = Mapping[str, Any]
@@ -205,8 +206,12 @@ def _busy(p: _Pair) -> Iterator[Found]:
     shown = f"wall/CPU {significant(waits[0])} against {significant(waits[1])}"
     if walls is not None and cpu is not None and abs(cpu) <= SAME < abs(walls):
         times = " and ".join(milliseconds(r["measured_wall_p50_s"]) for r in p.rows)
-        yield 93, f"only wall time differs ({times}): CPU time is the same, other work held the machine ({shown})"
-    elif max(waits) >= 1.02 and abs(math.log(waits[1] / waits[0])) > 0.02:
+        same = f"CPU times are within {100 * SAME:g} %"
+        yield 93, f"only wall time differs ({times}): {same}, other work held the machine ({shown})"
+    elif max(waits) >= BUSY_WALL_OVER_CPU and abs(math.log(waits[1] / waits[0])) > 0.02:
+        if min(waits) >= BUSY_WALL_OVER_CPU:
+            yield 44, f"other work held the machine during both ({shown}): neither wall time is the net's"
+            return
         name = p.names[0] if waits[0] > waits[1] else p.names[1]
         yield 44, f"other work held the machine during {name} ({shown}): its wall time is not the net's"
 

@@ -513,7 +513,7 @@ def _key(
             mark = Patch(facecolor="#f1f2f4", edgecolor=FAINT, linewidth=0.5) if is_over else dot("", dark, dark)
             add(mark, _wrapped(say("all_over" if is_over else "all_within", budget=budget), KEY_LETTERS))
     needed = (0.34 if chart.has_intervals else 0.12) * figure.bbox.height
-    sizes = _sizes(chart.marks)
+    sizes = _sizes(chart.marks, area)
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     while True:
         shown = [
@@ -544,14 +544,21 @@ def _key(
         figure.text(0.765, base + height + 0.018, say("probability_short"), fontsize=7.5, va="bottom")
 
 
-def _sizes(marks: Sequence[Mark]) -> list[Mark]:
-    """The smallest, a middle and the largest, where areas differ enough to be seen."""
+def _sizes(marks: Sequence[Mark], area: Callable[[Mark], float]) -> list[Mark]:
+    """The smallest, a middle and the largest, where their areas differ enough to be seen.
+
+    Of those that are drawn as small as a circle gets, the one with the most parameters stands for them.
+    """
     sized = sorted((m for m in marks if m.params), key=lambda m: m.params or 0)
     if not sized or (sized[-1].params or 0) <= 1.2 * (sized[0].params or 0):
         return []
-    chosen = {m.params: m for m in (sized[0], sized[len(sized) // 2], sized[-1])}
-    by_text = {tables.significant((p or 0) / 1e6, 2): m for p, m in chosen.items()}
-    return list(by_text.values())
+    least, most = [m for m in sized if area(m) <= area(sized[0])][-1], sized[-1]
+    middle = min(sized, key=lambda m: abs(math.log(area(m) ** 2 / (area(least) * area(most)))))
+    chosen = [least]
+    for m in (middle, most):
+        if area(m) > 1.2 * area(chosen[-1]):
+            chosen.append(m)
+    return chosen
 
 
 # Curves, bars, diagrams, maps ------------------------------------------------------------------------------------

@@ -317,7 +317,7 @@ function explore(data) {
       [words.spec_id, m.spec_id],
       [words.params, found.params ? digits(found.params / 1e6) + " M" : "–"],
       ["MACs", found.macs ? digits(found.macs / 1e6) + " M" : "–"],
-      [words.receptive_field, found.receptive_field ? `${found.receptive_field} px` +
+      [words.receptive_field, found.receptive_field ? `${found.receptive_field}${found.is_receptive_field_global ? "+" : ""} px` +
         (found.rf_over_template ? ` (${digits(found.rf_over_template)} × ${words.template})` : "") : "–"],
       ...m.provenance.slice(1),
     ]));

@@ -126,7 +126,7 @@ class ProfileRow:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """One training run's curve."""
+    """One training run's curve. `options`: what `bblab pretrain SPEC` needs to train so again, but for the seed."""
 
     run_id: int
     created_utc: str
@@ -138,6 +138,7 @@ class TrainingRow:
     epochs: int | None
     curve: tuple[Mapping[str, Any], ...] = field(compare=False, repr=False)
     is_from_log: bool = False
+    options: str = ""
 
 
 @dataclass(frozen=True, slots=True)
