@@ -505,7 +505,9 @@ def _accuracy_command(name: str, scale: Scale, options: Counter[str]) -> str:
     """What gives a net the accuracy that the others have, as most of them came by it."""
     if options:
         return f"bblab pretrain {name} {options.most_common(1)[0][0]}".rstrip()
-    return f"bblab record {name} --metric {scale.metric}=VALUE" if not scale.is_share else f"bblab pretrain {name}"
+    if not scale.is_share:
+        return f"bblab record {name} --metric {scale.metric}=VALUE"
+    return f"bblab pretrain {name}" + " --data DIR" * (scale.data != "digits")
 
 
 def _taken_as_exact(pairs: Sequence[tuple[Cost, Accuracy]], place: Place, names: Mapping[str, str]) -> tuple[str, ...]:

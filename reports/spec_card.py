@@ -246,7 +246,13 @@ def _sections(profile: ProfileRow, stored: Stored, say: Words) -> list[tuple[str
         ("severity", "severity", "", "left"), ("rule", "rule", "", "left"), ("where", "where", "", "left"),
         ("finding", "message", "", "left"), ("waived", "waived", "", "left"),
     )  # fmt: skip
-    told = tuple(tuple(_told(f.get(k), say) for k in ("severity", "rule", "where", "message", "waived")) for f in found)
+    told = tuple(
+        (
+            *(_told(f.get(k), say) for k in ("severity", "rule", "where", "message")),
+            str(f["waived_because"]) if f.get("waived_because") else _told(f.get("waived"), say),
+        )
+        for f in found
+    )
     if told:
         made.append((say.t("{name}: findings", name=profile.name), Table(say.columns(columns), told, told)))
     return made

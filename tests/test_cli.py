@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import os
 import stat
 import subprocess
@@ -48,6 +49,7 @@ def test_every_file_with_a_command_is_listed() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example_of_the_command(command: str, bblab: Callable[..., Any]) -> None:
     ran = bblab(command, "--help")
+    assert not re.search(r"<(str|int|float|path)\b", ran.out), "an option's value is named by its type"
     assert ran.code == 0 and ran.err == ""
     assert f"Example: bblab {command}" in ran.out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -333,6 +334,17 @@ def test_what_was_trained_is_recorded_though_the_spec_was_edited_since(
     assert bblab("record", "--log", log).code == 0
     (run,) = rows(lab, "tracker_training")
     assert (run.name, run.spec_id) == ("mine", trained)
+
+
+def test_the_log_of_a_smoke_run_is_no_training(bblab: Command, lab: Path, tmp_path: Path) -> None:
+    log, _ = handed_over(bblab, tmp_path / "a", "nanotrack")
+    smoke = tmp_path / "a" / "runs" / "smoke"
+    (smoke / "logs").mkdir(parents=True)
+    shutil.copyfile(tmp_path / "a" / "manifest.json", smoke / "manifest.json")
+    shutil.copyfile(log, smoke / "logs" / "logs.txt")
+    ran = bblab("record", "--log", smoke / "logs" / "logs.txt")
+    assert ran.code == 2 and "smoke run" in ran.err and "runs/1" in ran.err
+    assert rows(lab, "tracker_training") == []
 
 
 def test_two_hand_overs_are_two_trainings(bblab: Command, lab: Path, tmp_path: Path) -> None:

@@ -429,6 +429,12 @@ def test_a_net_whose_accuracy_is_only_published_is_shown_by_the_command_that_is_
     assert any(m.name == "resnet18" for c in page.charts if isinstance(c, ParetoChart) for m in c.marks)
 
 
+def test_a_report_that_is_not_made_of_the_notebook_is_refused_with_those_that_are(bblab: Any) -> None:
+    ran = bblab("report", "bench")
+    assert ran.code == 2 and "no report 'bench'" in ran.err
+    assert "comparison, device, pareto, runs, spec_card" in ran.err
+
+
 def test_a_click_says_why_a_finding_is_waived_and_that_attention_sees_all(filled: Any) -> None:
     made = profile("a", net("a", 1, 2, 60)[0].spec_id)
     finding = {**made.result["findings"][0], "waived": True, "waived_because": "our head learns it"}

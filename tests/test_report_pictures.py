@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -407,3 +408,27 @@ def test_every_chinese_text_has_the_places_of_its_english_one() -> None:
     for key, english in words._EN.items():
         places = set(re.findall(r"{\w+}", words._ZH[key]))
         assert places == set(re.findall(r"{\w+}", english)), key
+
+
+def test_a_time_on_the_page_is_the_stored_second() -> None:
+    from bblab.reports.kit import draw_html
+
+    stored_s = 1_796_061_525.25  # the milliseconds of it have thirteen digits
+    assert draw_html._finite({"x": [stored_s * 1e3, 0.123456789, math.inf]}) == {"x": [stored_s * 1e3, 0.1234568, None]}
+
+
+def test_a_long_finding_is_broken_into_lines_and_no_table_is_wider_than_the_page(browser: Any, tmp_path: Path) -> None:
+    from bblab.reports import Table
+    from bblab.reports.kit import tables
+
+    columns = tables.columns_of(
+        ("rule", "rule", "", "left"), ("finding", "message", "", "left"), ("waived", "waived", "", "left")
+    )  # fmt: skip
+    rows = (("even-map", "the trainer's points sit 8 px off the map's centre; " * 4, "a reason of its own " * 6),)
+    value = page_of(chart(3))
+    table = Table(columns, rows, rows)
+    page = opened(browser, tmp_path, replace(value, sections=(("findings", table),)), 1280)
+    wide = page.evaluate(
+        "Math.max(...[...document.querySelectorAll('table')].map((t) => t.getBoundingClientRect().right))"
+    )
+    assert wide <= 1280

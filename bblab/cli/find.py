@@ -23,7 +23,7 @@ def find(
     value: Annotated[
         str, typer.Argument(metavar="VALUE", help="A number as you remember it (0.15, 22ms, 5.3M) or a word.")
     ],
-    limit: Annotated[int, typer.Option("--limit", min=1, help="How many, newest first.")] = 40,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="How many, newest first.")] = 40,
     json: common.JsonOption = None,
     lab: common.LabOption = None,
 ) -> None:

@@ -48,7 +48,9 @@ def record(
             help="A score: vot2018_eao=0.265, got10k_val_ao@37=60.4% (of epoch 37), my_score:higher=3.",
         ),
     ] = None,
-    epoch: Annotated[int | None, typer.Option("--epoch", min=0, help="The epoch that the scores belong to.")] = None,
+    epoch: Annotated[
+        int | None, typer.Option("--epoch", metavar="N", min=0, help="The epoch that the scores belong to.")
+    ] = None,
     benchmark: Annotated[
         str | None, typer.Option("--benchmark", metavar="NAME", help="The data of a table that does not say: vot2018.")
     ] = None,
@@ -62,7 +64,9 @@ def record(
         list[str] | None,
         typer.Option("--stop-if", metavar="RULE", help='"total_loss > 0.25 at epoch 30": exit code 1 where it holds.'),
     ] = None,
-    note: Annotated[str, typer.Option("--note", help="A word for yourself, found again by bblab find.")] = "",
+    note: Annotated[
+        str, typer.Option("--note", metavar="TEXT", help="A word for yourself, found again by bblab find.")
+    ] = "",
     force: Annotated[
         bool, typer.Option("--force", help="Record a log under SPEC that is recorded of another net already.")
     ] = False,

@@ -26,7 +26,9 @@ def report(
     specs: Annotated[
         list[str] | None, typer.Argument(metavar="[SPEC...]", help="Only these: stored names, also with *.")
     ] = None,
-    against: Annotated[str, typer.Option("--against", help="latency, macs, params or activations.")] = "latency",
+    against: Annotated[
+        str, typer.Option("--against", metavar="COST", help="latency, macs, params or activations.")
+    ] = "latency",
     accuracy: Annotated[
         str, typer.Option("--accuracy", metavar="METRIC", help="top1, or a recorded score such as vot2018_eao.")
     ] = "",
@@ -42,7 +44,7 @@ def report(
     since: Annotated[str | None, typer.Option("--since", metavar="DATE", help="Only runs from then on, UTC.")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write there; else into the lab.")] = None,
     is_opened: Annotated[bool, typer.Option("--open", help="Show the page in a browser.")] = False,
-    lang: Annotated[str, typer.Option("--lang", help="en or zh.")] = "en",
+    lang: Annotated[str, typer.Option("--lang", metavar="en|zh", help="en or zh.")] = "en",
     json: common.JsonOption = None,
     lab: common.LabOption = None,
 ) -> None:

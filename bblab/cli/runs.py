@@ -15,12 +15,12 @@ def register(app: typer.Typer) -> None:
 
 
 def runs(
-    kind: Annotated[str | None, typer.Option("--kind", help="profile, timing, conditions ...")] = None,
-    name: Annotated[str | None, typer.Option("--name", help="The spec's name.")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="profile, timing, conditions ...")] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="SPEC", help="The spec's name.")] = None,
     since: Annotated[
         str | None, typer.Option("--since", metavar="DATE", help="2026-11-22, or with a time, UTC.")
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="How many, newest first.")] = 30,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="How many, newest first.")] = 30,
     json: common.JsonOption = None,
     lab: common.LabOption = None,
 ) -> None:

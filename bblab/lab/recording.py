@@ -449,6 +449,11 @@ def manifest_above(path: Path | str) -> Handed | None:
             f"{folder / manifests.NAME} does not say what was trained",
             hint="it was changed: put back the one that bblab export wrote, or keep the log elsewhere",
         ) from None
+    if (folder.parent.name, folder.name) == ("runs", "smoke"):
+        raise BblabError(
+            f"{path} is the log of a smoke run: some iterations on made-up crops, no training",
+            hint="record the log of a training: runs/1, runs/2, ... in the hand-over's folder",
+        )
     return Handed(folder, *map(str, told))
 
 

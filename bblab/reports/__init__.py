@@ -106,22 +106,22 @@ notebook_report = NOTEBOOK_REPORTS
 
 def find(name: str, rooms: Rooms) -> Report:
     """The report of this name, from the built-in room or the lab's. Raises BblabError listing the near ones."""
-    _load(name, rooms)
+    _load(name, rooms, REPORTS)
     return REPORTS[name]
 
 
 def find_for_notebook(name: str, rooms: Rooms) -> NotebookReport:
     """The report that `bblab report NAME` makes of what is stored. Raises BblabError listing the near ones."""
-    _load(name, rooms)
+    _load(name, rooms, NOTEBOOK_REPORTS)
     return NOTEBOOK_REPORTS[name]
 
 
-def _load(name: str, rooms: Rooms) -> None:
+def _load(name: str, rooms: Rooms, wanted: Catalogue[Any]) -> None:
     """Import the built-in file of that name alone where it will do: the others draw with libraries of their own."""
     files = {(origin, p.stem) for origin, folder in rooms.folders("reports") for p in folder.glob("*.py")}
     if ("built-in", name) in files and all(origin == "built-in" for origin, _ in files):
         importlib.import_module(f"bblab.reports.{name}")
-    if name not in REPORTS and name not in NOTEBOOK_REPORTS:
+    if name not in wanted:  # all, so that the error lists them
         load_all(rooms)
 
 

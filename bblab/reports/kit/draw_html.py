@@ -31,6 +31,7 @@ from bblab.rooms import cache_dir
 
 # Vega makes functions of its expressions, hence 'unsafe-eval'; no source may be loaded from anywhere.
 POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:"
+LONG_CELL = 80  # letters; a longer text is broken into lines
 MOST_TABLE_ROWS = 400
 FAILED = "This page could not be drawn: {error}. A browser from 2023 or later is needed."
 _EXPOSED = "window.vegaEmbed = vegaEmbed;"
@@ -121,7 +122,9 @@ def _bundle() -> str:
 
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
-        return float(f"{value:.7g}") if math.isfinite(value) else None
+        if not math.isfinite(value):
+            return None
+        return float(f"{value:.7g}") if abs(value) < 1e6 else float(round(value))  # seven digits of a time are hours
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -436,7 +439,10 @@ def _table(table: Table, say: Words, title: str = "", file: str = "CSV") -> str:
     body = []
     for cells, values in list(zip(table.cells, table.values, strict=True))[:MOST_TABLE_ROWS]:
         pick = "" if spec_at is None else f' class="pick" data-spec="{_text(str(values[spec_at]))}"'
-        row = "".join(f'<td class="{table.columns[i].align}">{_cell(cells[i])}</td>' for i in shown)
+        row = "".join(
+            f'<td class="{table.columns[i].align}{" long" * (len(cells[i]) > LONG_CELL)}">{_cell(cells[i])}</td>'
+            for i in shown
+        )
         body.append(f"<tr{pick}>{row}</tr>")
     more = len(table.cells) - MOST_TABLE_ROWS
     told = say.t(f"{{count}} more row{'s' * (more != 1)} in the {file} file", count=more)
