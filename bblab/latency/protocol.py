@@ -329,7 +329,7 @@ def doubts(processes: int, rounds: int, drift: Drift | None, estimate: Estimate)
             f"at process {drift.process + 1}, round {drift.round + 1}"
         )
     if estimate.width > STEADY_WIDTH:
-        found.append(f"the interval is {estimate.width:.0%} wide, over {STEADY_WIDTH:.0%}")
+        found.append(f"the interval is {estimate.width:.1%} wide, over {STEADY_WIDTH:.0%}")
     return tuple(found)
 
 
