@@ -263,3 +263,12 @@ def test_the_published_nanotracks_come_back(lab: Lab, file: str, name: str, spar
     first = "stages.stem.0.conv.weight"
     assert torch.equal(found.state[first], taken["backbone.features.0.0.weight"])
     assert weights.fill(build.Backbone(lab.spec(name), lab.kinds), found.state) == ()
+
+
+def test_a_file_of_the_next_variant_is_asked_about_where_it_does_not_fit(lab: Lab) -> None:
+    path = PUBLISHED / "nanotrackv3.pth"
+    if not path.is_file():
+        pytest.skip("no nanotrackv3.pth here: it is 3.5 MB and is not shipped")
+    with pytest.raises(weights.NoMatch) as error:
+        lab.import_weights("nanotrack_v3", str(path), keys_of="nanotrack")
+    assert "is it nanotrack_v3?" in error.value.hint

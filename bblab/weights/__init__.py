@@ -156,7 +156,11 @@ def _matched(spec: ArchSpec, kinds: Kinds, taken: Source, seed: int) -> Imported
             state = {k: v for k, v in state.items() if not k.startswith("head.")}
         return Imported(*about, "same_spec", 0.0, has_head=has_head, notes=taken.notes, state=_keyed(spec, state))
     ours = net_of(spec, kinds, seed=seed)
-    found = match(ours, taken.net, seed=seed)
+    try:
+        found = match(ours, taken.net, seed=seed)
+    except NoMatch as error:
+        asked = [note for note in taken.notes if note.endswith("?")]  # what the file seems to be instead
+        raise NoMatch(error.message, hint="\n  ".join([*asked, error.hint]), misfits=error.misfits) from error
     if not taken.has_head:  # theirs was made up to fill the net
         kept = {k: v for k, v in found.keys.items() if not ours.is_head(k)}
         found = replace(found, keys=kept, has_head=False)
