@@ -42,7 +42,13 @@ SMOKE_BATCH = 2
 SMOKE_LR = 1e-5  # a deep net of random weights diverges at a trainer's own rate where a batch is two images
 SUPPLIED: list[str] = []
 STEPS = [0]
-PACKAGES = {"cv2": "opencv-python", "yaml": "pyyaml", "PIL": "pillow", "skimage": "scikit-image", "_init_paths": ""}
+PACKAGES = {"cv2": "opencv-python", "yaml": "pyyaml", "PIL": "pillow", "skimage": "scikit-image"}
+"""Packages by the module that they bring, where the names differ."""
+NAMED_ALIKE = (
+    "colorama", "easydict", "jpeg4py", "lmdb", "loguru", "matplotlib", "numba", "numpy", "pandas", "pycocotools",
+    "scipy", "shapely", "tensorboard", "tensorboardX", "timm", "torch", "torchvision", "tqdm", "visdom", "yacs",
+)  # fmt: skip
+"""Packages that bring a module of their own name. Of others nobody knows whose package a module's name is."""
 
 
 def say(text: str) -> None:
@@ -294,7 +300,9 @@ def _remedy(trainer: Path, name: str) -> str:
     top = name.partition(".")[0]
     if any((folder / top).is_dir() or (folder / f"{top}.py").is_file() for folder in (trainer, trainer / "lib")):
         return "it is the trainer's own, and has to be built as the trainer's README says"
-    return f"pip install {PACKAGES.get(top, top)}"
+    if top in PACKAGES or top in NAMED_ALIKE:
+        return f"pip install {PACKAGES.get(top, top)}"
+    return "install the package that brings it: the trainer's README or requirements.txt names it"
 
 
 # ---- a run's folder
