@@ -492,7 +492,7 @@ def test_only_what_can_be_fed_is_listed(constructors: Path, bblab: Callable[...,
     names = {row["name"] for row in json.loads(bblab("blocks", "--json", "-").out)}
     assert {n for n in names if n.startswith("own.")} == {
         "own.Meta", "own.Pool", "own.Yolo", "own.Mobile3", "own.Down", "own.ResNets", "own.Handed", "own.Residual",
-        "own.Asserts", "own.Lies",
+        "own.Asserts", "own.Lies", "own.Lazy",
     }  # fmt: skip
     ran = bblab("blocks", "own.Odd")
     assert ran.code == 2 and "class OddBlock(nn.Module):" in ran.err
