@@ -23,7 +23,8 @@ import numpy as np
 
 from bblab.lab import REFERENCE, Lab
 from bblab.latency import Plan, measure
-from bblab.latency.protocol import Series, session_drift
+from bblab.latency.protocol import session_drift
+from bblab.latency.stats import Series
 
 PROCESSES, ROUNDS = 6, 5
 STEP = 1.15
@@ -141,7 +142,7 @@ def measured(count: int) -> list[Session]:
     with machine.busy(2):
         for i in range(count):
             timing = measure([net], reference, plan=Plan(processes=PROCESSES, rounds=ROUNDS, seed=i))[0]
-            found.append((timing.speedometer.cpu_s, timing.reference_samples.cpu_s))
+            found.append((timing.speedometer.cpu_s, timing.reference_samples["warm"].cpu_by_round_s))
             print(f"session {i + 1} of {count}", file=sys.stderr, flush=True)
     return found
 

@@ -33,7 +33,7 @@ import numpy as np
 from torch.utils.benchmark import Timer
 
 from bblab.lab import Lab
-from bblab.latency import Candidate, Plan, measure, models, protocol, runtimes
+from bblab.latency import Candidate, Plan, measure, models, protocol, runtimes, stats
 
 SPECS = ("nanotrack", "shufflenetv2_x1_0@s16", "mobileone_k5_se", "mobileone_s1@s16", "repvgg_a0@s16", "resnet18")
 SIDE_PX = 255
@@ -107,7 +107,7 @@ def candidate(lab: Lab, name: str) -> Candidate:
 def plan_for(nets: Sequence[Candidate], reference: Candidate, cpu_seconds: float) -> Plan:
     """Six processes with as many rounds as fit into so much CPU time, at least two."""
     pilot = measure(nets, reference, plan=Plan(processes=1, rounds=3))
-    round_s = sum(min(t.samples.cpu_s[0]) for t in pilot)
+    round_s = sum(4 * min(t.warm.cpu_s[0]) + 0.006 for t in pilot)
     return Plan(processes=6, rounds=max(2, round(cpu_seconds / (6 * round_s))))
 
 
@@ -117,7 +117,7 @@ def ours(found: Found, nets: Sequence[Candidate], reference: Candidate, plan: Pl
         found.ratios.setdefault(t.spec, []).append(t.ratio)
         found.absolutes.setdefault(t.spec, []).append(t.cpu_p10_s)
     found.ties.append(len(protocol.ties(timings)))
-    found.cpu_s.append(sum(sum(protocol.pooled(t.samples.cpu_s)) for t in timings))
+    found.cpu_s.append(sum(sum(stats.pooled(s.cpu_s)) for t in timings for s in t.samples.values()))
 
 
 def theirs(found: Found, nets: Sequence[Candidate], reference: Candidate) -> None:

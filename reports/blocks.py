@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bblab.latency.words import NO_INTERVAL_WORDS, count_of
+from bblab.latency.words import NO_INTERVAL_WORDS, busy_words, count_of
 from bblab.reports import Cell, Column, Page, Table, report
 from bblab.reports.kit import tables
 
@@ -56,11 +56,11 @@ def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
     for first in {r["session"]: r for r in rows}.values():
         threads = f"{first['threads']} thread{'s' * (first['threads'] > 1)}"
         state = "THE CLOCK DRIFTED; " if first["drift"] == "drift" else ""
-        busy = f"wall/CPU {tables.plain_number(first['wall_over_cpu'])}"
+        busy = busy_words(first["wall_over_cpu"]) or f"wall/CPU {tables.plain_number(first['wall_over_cpu'])}"
         found.append(
             f"{first['device']}, {first['runtime']} {first['runtime_version']}, {first['precision']}, {threads}, "
             f"batch 1, {first['form']}; {count_of(first['processes'], 'process', 'processes')} × "
-            f"{count_of(first['rounds'], 'round')} in shuffled order, "
+            f"{count_of(first['rounds'], 'round')} in shuffled order, warm calls, "
             f"beside {first['reference']} at {first['reference_input'][2]} px; {state}{busy}"
         )
         found += first["notes"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bblab.errors import BblabError
-from bblab.latency.words import NO_INTERVAL_WORDS, count_of, interval_of
+from bblab.latency import stats
+from bblab.latency.words import NO_INTERVAL_WORDS, busy_words, count_of, interval_of
 from bblab.reports import Cell, Column, Options, Page, Table, notebook_report, report
-from bblab.reports.kit import tables
+from bblab.reports.kit import older, tables
 from bblab.reports.kit.stored import Setting, Stored, TimingRow
 from bblab.reports.kit.words import Words
 
@@ -25,10 +27,10 @@ COLUMNS = (
     Column("template", "template_map", "px→map"),
     Column("search", "search_map", "px→map"),
     Column("", "xcorr_map"),
-    Column("latency", "latency_ratio", "× reference, 95 %"),
+    Column("latency, warm", "latency_ratio", "× reference, 95 %"),
     Column("", "latency_ratio_low"),
     Column("", "latency_ratio_high"),
-    Column("CPU", "cpu_p10_s", "ms"),
+    Column("CPU, warm", "cpu_p10_s", "ms"),
     Column("broken", "findings", "✗ ▲ ·"),
 )
 
@@ -132,31 +134,23 @@ def _notes(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     if timings:
         t = timings[0]
         notes.append(
-            f"latency against {t['reference']}, deploy form, at the same size; {t['device']}, {t['runtime']} "
-            f"{t['runtime_version']}, {t['precision']}, {count_of(t['threads'], 'thread')}, batch 1"
+            f"latency: warm calls against {t['reference']}, deploy form, at the same size; {t['device']}, "
+            f"{t['runtime']} {t['runtime_version']}, {t['precision']}, {count_of(t['threads'], 'thread')}, batch 1"
         )
         if any(interval_of(t) == (None, None) for t in timings):
             notes.append(NO_INTERVAL_WORDS)
         ties = _ties(timings)
         if ties:
-            notes.append("not told apart (their intervals overlap): " + "; ".join(ties))
+            notes.append("not told apart: " + "; ".join(ties))
         if any(t["is_busy"] for t in timings):
-            notes.append("other work kept the machine busy: trust the ratios, not the milliseconds")
+            notes.append(busy_words(statistics.median(t["waiting"] for t in timings if t["is_busy"])))
         if not all(t["steady"] for t in timings):
             notes.append("not steady: " + ", ".join(t["spec"] for t in timings if not t["steady"]))
     return tuple(notes)
 
 
 def _ties(timings: Sequence[Mapping[str, Any]]) -> list[str]:
-    ordered = sorted(timings, key=lambda t: t["ratio"])
-    return [
-        f"{a['spec']} = {b['spec']}"
-        for a, b in itertools.pairwise(ordered)
-        if (high := interval_of(a)[1]) is not None
-        and (low := interval_of(b)[0]) is not None
-        and high >= low
-        and a["input"] == b["input"]
-    ]
+    return [f"{a['spec']} = {b['spec']}" for a, b in itertools.combinations(timings, 2) if b["label"] in a["tied_with"]]
 
 
 # From the notebook ------------------------------------------------------------------------------------------------
@@ -210,6 +204,7 @@ def from_notebook(stored: Stored, options: Options) -> Page:
             ("where", "where", "", "left"), ("finding", "message", "", "left"),
         )  # fmt: skip
         sections.append((say.t("findings that are not waived"), Table(say.columns(columns), told, told)))
+    sections += older.sections(stored, say)
     notes = [say.t(HOW)]
     if any(p.result.get("is_receptive_field_global") for p in profiles):
         notes.append(say.t("+ squeeze-excitation or attention also sees the whole map"))
@@ -250,6 +245,16 @@ def _side(row: Mapping[str, Any], spec_id: str) -> tuple[tuple[str, ...], tuple[
     return shown, raw
 
 
+def _is_tie(a: TimingRow, b: TimingRow) -> bool:
+    """By their own ratio in each process where they ran in one session, else by whether their intervals overlap."""
+    if a.session == b.session and len(a.logs) == len(b.logs) > 1:
+        return stats.mean_ratio([x - y for x, y in zip(a.logs, b.logs, strict=True)]).sign == 0
+    ends = (a.ratio_low, a.ratio_high, b.ratio_low, b.ratio_high)
+    if None in ends:
+        return False
+    return bool(ends[0] <= ends[3] and ends[2] <= ends[1])  # type: ignore[operator]
+
+
 def _times(rows: Sequence[TimingRow], say: Words) -> Table:
     """The newest timing of each net and form beside the most used reference, fastest first."""
     references = [r.reference for r in rows]
@@ -258,11 +263,7 @@ def _times(rows: Sequence[TimingRow], say: Words) -> Table:
     ordered = sorted(newest.values(), key=lambda r: r.ratio)
     cells, values = [], []
     for r in ordered:
-        ties = [
-            f"{o.name} {say.t(o.form)}" for o in ordered
-            if o is not r and None not in (o.ratio_low, o.ratio_high, r.ratio_low, r.ratio_high)
-            and o.ratio_low <= r.ratio_high and r.ratio_low <= o.ratio_high  # type: ignore[operator]
-        ]  # fmt: skip
+        ties = [f"{o.name} {say.t(o.form)}" for o in ordered if o is not r and _is_tie(r, o)]
         ratio = say.t("the reference") if r.is_reference else tables.with_interval(r.ratio, r.ratio_low, r.ratio_high)
         told = ", ".join(ties[:3]) + (say.and_more(len(ties) - 3) if len(ties) > 3 else "")
         time_ms = tables.significant(r.time_s * 1e3)

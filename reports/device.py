@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from bblab.errors import BblabError
 from bblab.reports import Options, Page, Table, notebook_report
-from bblab.reports.kit import tables
+from bblab.reports.kit import older, tables
 from bblab.reports.kit.charts import Axis, Chart, Curve, LineChart
 from bblab.reports.kit.stored import Setting, Stored, TimingRow
 from bblab.reports.kit.words import Words
@@ -25,7 +25,11 @@ def device(stored: Stored, options: Options) -> Page:
     """Two charts a setting, and every session with what the device said of itself."""
     say = Words(options.lang)
     if not stored.timings:
-        raise BblabError("nothing is timed here", hint="bblab bench SPEC, then bblab report device")
+        again = older.commands(stored)
+        raise BblabError(
+            "nothing is timed here" + " by this protocol, only by an older one" * bool(again),
+            hint=f"{again or 'bblab bench SPEC'}, then bblab report device",
+        )
     by_setting: dict[Setting, list[TimingRow]] = {}
     for row in stored.timings:
         by_setting.setdefault(row.setting, []).append(row)
@@ -42,7 +46,7 @@ def device(stored: Stored, options: Options) -> Page:
             notes.append(say.t(text, setting=say.setting(setting), nets=nets))
         for r in rows:
             own_ms = tables.significant(r.time_s * 1e3)
-            unit = r.time_s / r.ratio
+            unit = r.reference_s
             cells.append(
                 (
                     str(r.run_id), r.created_utc[:16].replace("T", " "), r.name, say.t(r.form),
@@ -57,11 +61,11 @@ def device(stored: Stored, options: Options) -> Page:
             )  # fmt: skip
     busy = sum(r.is_busy for r in stored.timings)
     if busy:
-        text = "{busy} of {all} timings were taken on a busy machine: trust their ratios only"
+        text = "{busy} of {all} timings were taken on a busy machine: no wall times of them"
         notes.append(say.t(text, busy=busy, all=len(stored.timings)))
     return Page(
         "device", Table(say.columns(COLUMNS), tuple(cells), tuple(values)), tuple(notes), tuple(charts),
-        heading=charts[0].title if charts else "", about=stored.about,
+        tuple(older.sections(stored, say)), heading=charts[0].title if charts else "", about=stored.about,
     )  # fmt: skip
 
 
@@ -102,7 +106,7 @@ def _charts(setting: Setting, rows: list[TimingRow], number: int, say: Words) ->
         axis = Axis("ratio", say("ratio", reference=reference), is_log=True)
         made.append(LineChart(f"{slug}-{number}-ratios", title, time, axis, tuple(curves)))
     sessions: dict[str, TimingRow] = {r.session: r for r in rows}
-    points = tuple((began[r.session], r.time_s / r.ratio) for r in sessions.values())
+    points = tuple((began[r.session], r.reference_s) for r in sessions.values())
     steady = [say.t("yes" if r.is_steady else "no") for r in list(sessions.values())[-8:]]
     told = ((say.t("steady"), ", ".join(steady)),)
     own = Curve(f"{reference} ({say('reference')})", points, provenance=told, dots=True)

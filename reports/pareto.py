@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from bblab.errors import BblabError, near
 from bblab.reports import Cell, Options, Page, Table, notebook_report
-from bblab.reports.kit import front, tables
+from bblab.reports.kit import front, older, tables
 from bblab.reports.kit.charts import Advice, Axis, Front, Gap, Level, Mark, ParetoChart
 from bblab.reports.kit.stored import AccuracyRow, ProfileRow, Scale, Setting, SourceKind, Stored, TimingRow
 from bblab.reports.kit.words import Words
@@ -57,6 +57,8 @@ def pareto(stored: Stored, options: Options) -> Page:
     main = [c for c in charts if c.is_main]
     apart = _apart(stored, accuracies, list(costs[options.against]), main, chosen, options, say)
     sections = [(say("apart_title"), apart)] if apart.cells else []
+    if options.against == "latency":
+        sections += older.sections(stored, say)
     if options.with_published and (trackers := _trackers(stored, chosen, sources, say)).cells:
         sections.append((say("trackers_title"), trackers))
     notes = _notes(main, chosen, options, stored, say)
@@ -79,7 +81,7 @@ def pareto(stored: Stored, options: Options) -> Page:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Accuracy:
-    """What is known of one net on one scale by one protocol, and bootstrap draws of it."""
+    """What is known of one net on one scale by one protocol, and draws of it."""
 
     spec_id: str
     name: str
@@ -152,7 +154,7 @@ def _chosen_scales(accuracies: Sequence[Accuracy], stored: Stored, options: Opti
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cost:
-    """What one net in one form costs in one place, and bootstrap draws of it (None: exact)."""
+    """What one net in one form costs in one place, and draws of it (None: exact)."""
 
     spec_id: str
     name: str
@@ -178,14 +180,15 @@ class Place:
     caption: str
     setting: Setting | None = None
     reference: str = ""
-    strangers: tuple[tuple[str, str], ...] = ()  # (spec_id, name): timed beside another reference only
+    strangers: tuple[tuple[str, str, bool], ...] = ()  # (spec_id, name, beside the reference, but in one process)
 
     @property
     def slug(self) -> tuple[str, ...]:
         s = self.setting
         if s is None:
             return tuple(value for _, value in self.facets)
-        pace = () if s.pace_fps is None else (f"{s.pace_fps:g}fps",)
+        pace: tuple[str, ...] = () if s.state == "warm" else (s.state,)
+        pace += () if s.pace_fps is None else (f"{s.pace_fps:g}fps",)
         threads = () if s.threads == 1 else (f"{s.threads}t",)
         return (s.device, s.runtime, *threads, str(s.size_px), *pace)
 
@@ -208,32 +211,35 @@ def _latency_place(setting: Setting, rows: Sequence[TimingRow], say: Words) -> P
     import numpy as np
 
     base = Counter(r.reference for r in rows).most_common(1)[0][0]
-    ours = [r for r in rows if r.reference == base]
+    ours = [r for r in rows if r.reference == base and (r.is_reference or r.ratio_low is not None)]
     nets: dict[tuple[str, str], list[TimingRow]] = {}
     for row in ours:
         nets.setdefault((row.spec_id, row.form), []).append(row)
     here = {spec_id for spec_id, _ in nets}
-    strangers = {(r.spec_id, r.name) for r in rows if r.spec_id not in here and not r.is_reference}
-    beside = {r.session: _level_of(r.beside, setting) for r in ours if r.beside}
-    unit_s = statistics.median(beside.values()) if beside else statistics.median(r.time_s / r.ratio for r in ours)
+    strangers = {
+        (r.spec_id, r.name, r.reference == base) for r in rows if r.spec_id not in here and not r.is_reference
+    }  # fmt: skip
+    unit_s = statistics.median({r.session: r.reference_s for r in ours}.values())
     draws = _how_many(len(nets))
-    cache: dict[tuple[str, tuple[int, ...]], Any] = {}
     costs = []
     for (spec_id, form), members in nets.items():
         measured = [r for r in members if not r.is_reference]
-        logs = [math.log(r.ratio) for r in measured]
         if measured:
-            each = [np.log(_ratio_draws(r, draws, cache)) for r in measured]
-            drawn = np.exp(front.pooled_draws(each, logs, _seed(spec_id, form, setting.title))) * unit_s
-            value = math.exp(statistics.fmean(logs)) * unit_s
+            drawn = np.exp(_log_draws(measured, draws, setting)) * unit_s
+            value = math.exp(statistics.fmean(math.log(r.ratio) for r in measured)) * unit_s
         else:  # the reference itself: 1 by definition
             drawn, value = np.full(draws, unit_s), unit_s
         shown = measured or members
+        # Of one session the interval is the stored one; only several need their draws.
+        ends = (measured[0].ratio_low, measured[0].ratio_high) if len(measured) == 1 else (None, None)
+        interval = front.interval_of(value, drawn)
+        if ends[0] is not None and ends[1] is not None:
+            interval = front.Interval(ends[0] * unit_s, ends[1] * unit_s) if ends[0] < ends[1] else None
         costs.append(
             Cost(
-                spec_id, shown[-1].name, form, value, front.interval_of(value, drawn), drawn,
-                not measured, _timing_provenance(shown, say), tuple(r.run_id for r in shown),
-                bool(measured) and not any(r.own or tables.has_interval(r.ratio_low, r.ratio_high) for r in measured),
+                spec_id, shown[-1].name, form, value, interval, drawn, not measured, _timing_provenance(shown, say),
+                tuple(r.run_id for r in shown),
+                bool(measured) and not any(r.logs or tables.has_interval(r.ratio_low, r.ratio_high) for r in measured),
             )
         )  # fmt: skip
     axis = Axis("latency", say("latency_wall" if setting.has_wall_times else "latency_cpu"), "ms", 1e3, True)
@@ -247,7 +253,8 @@ def _latency_place(setting: Setting, rows: Sequence[TimingRow], say: Words) -> P
         ("threads", str(setting.threads)),
         ("precision", setting.precision),
         ("input", "×".join(map(str, setting.input))),
-        ("pace", say.t("back to back") if setting.pace_fps is None else f"{setting.pace_fps:g} fps"),
+        ("state", say.t(setting.state)),
+        ("pace", "" if setting.pace_fps is None else f"{setting.pace_fps:g} fps"),
         ("machine", setting.machine),
     )
     return Place(
@@ -255,41 +262,14 @@ def _latency_place(setting: Setting, rows: Sequence[TimingRow], say: Words) -> P
     )
 
 
-def _level_of(series: Sequence[Sequence[float]], setting: Setting) -> float:
-    calls = [x for process in series for x in process]
-    if setting.has_wall_times:
-        return statistics.median(calls)
-    ordered = sorted(calls)
-    at = 0.1 * (len(ordered) - 1)
-    below = math.floor(at)
-    return ordered[below] + (at - below) * (ordered[min(below + 1, len(ordered) - 1)] - ordered[below])
-
-
-def _ratio_draws(row: TimingRow, draws: int, cache: dict[Any, Any]) -> np.ndarray:
-    """Bootstrap draws of the ratio, as the row's estimator makes it; from its interval where no samples are stored."""
-    import numpy as np
-
-    lengths = tuple(map(len, row.own))
-    if not lengths or lengths != tuple(map(len, row.beside)) or min(lengths) < 1:
-        if row.ratio_low is None or row.ratio_high is None or row.ratio_low <= 0:
-            return np.full(draws, row.ratio)
-        low, high = math.log(row.ratio_low), math.log(row.ratio_high)
-        return np.exp(front.normal_draws(math.log(row.ratio), low, high, draws, _seed(row.session, row.spec_id)))
-    key = (row.session, lengths, row.estimator)
-    if key not in cache:
-        index, sizes = front.picks(lengths, draws, _seed(row.session))
-        flat = np.array([x for process in row.beside for x in process])
-        is_p10 = row.estimator == "cpu_p10"
-        cache[key] = index, sizes, flat, front.drawn_quantile(flat, index, sizes, 0.1) if is_p10 else None
-    index, sizes, beside, below = cache[key]
-    own = np.array([x for process in row.own for x in process])
-    if below is not None:
-        drawn = front.drawn_quantile(own, index, sizes, 0.1) / below
-        centre = float(np.quantile(own, 0.1) / np.quantile(beside, 0.1))
-    else:
-        logs = np.log(own) - np.log(beside)
-        drawn, centre = np.exp(front.drawn_quantile(logs, index, sizes, 0.5)), float(np.exp(np.median(logs)))
-    return drawn * (row.ratio / centre)  # centred on what is stored
+def _log_draws(rows: Sequence[TimingRow], draws: int, setting: Setting) -> np.ndarray:
+    """Draws of the mean log ratio over a net's sessions; from the intervals where no samples are stored."""
+    if all(r.logs for r in rows):
+        seeds = [_seed(r.session, setting.state) for r in rows]
+        return front.session_draws([r.logs for r in rows], seeds, draws, _seed(setting.title, len(rows)))
+    logs = [(math.log(r.ratio), math.log(r.ratio_low or r.ratio), math.log(r.ratio_high or r.ratio)) for r in rows]
+    each = [front.normal_draws(*ends, draws, _seed(r.session, r.spec_id)) for ends, r in zip(logs, rows, strict=True)]
+    return front.pooled_draws(each, [value for value, *_ in logs], _seed(rows[0].spec_id, setting.title))
 
 
 def _timing_provenance(rows: Sequence[TimingRow], say: Words) -> tuple[tuple[str, str], ...]:
@@ -487,7 +467,7 @@ def _gaps(
         commands = [_bench_command(names[i], place.setting) for i in no_cost]
     else:
         commands = [f"bblab profile {names[i]}" for i in no_cost]
-    unfused, strangers = {c.spec_id for c in place.costs}, {spec_id for spec_id, _ in place.strangers}
+    unfused, strangers = {c.spec_id for c in place.costs}, {spec_id for spec_id, *_ in place.strangers}
 
     def instead(spec_id: str) -> str:
         return "unfused" if spec_id in unfused else "beside" if spec_id in strangers else ""
@@ -783,12 +763,15 @@ def _apart(
             what = tables.with_interval(cost.value, *_ends(cost.interval), place.axis.factor)
             missing = _no_accuracy(cost.spec_id, accuracies, scales, stored, say)
             rows[cost.spec_id] = (cost.name, f"{what} {place.axis.unit}".strip(), missing)
-        for spec_id, name in place.strangers:
+        for spec_id, name, is_alone in place.strangers:
             if spec_id not in drawn and spec_id not in rows:
                 command = _bench_command(name, place.setting)
-                rows[spec_id] = (
-                    name, say("apart_stranger", reference=place.reference), say("apart_reference", command=command)
+                known = say.t("timed in one process") if is_alone else say("apart_stranger", reference=place.reference)
+                missing = (
+                    say.t("no interval: {command}", command=command) if is_alone
+                    else say("apart_reference", command=command)
                 )  # fmt: skip
+                rows[spec_id] = (name, known, missing)
     for spec_id, accuracy in on_scale.items():
         if spec_id in drawn or spec_id in rows:
             continue

@@ -91,8 +91,9 @@ def _notes(row: Row, many: bool) -> list[str]:
     threads = f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
     size = "×".join(map(str, row["input"]))
     found = [
-        f"{name}host, {row['runtime']} {row['runtime_version']}, {row['precision']}, {threads}, batch 1, {size}; "
-        f"{row['processes']} processes, {row['calls']} plain and as many profiled calls in turn; medians over calls"
+        f"{name}{row['device']}, {row['runtime']} {row['runtime_version']}, {row['precision']}, {threads}, batch 1, "
+        f"{size}; {row['processes']} processes, {row['calls']} plain and as many profiled calls in turn, warm; medians "
+        "over calls"
     ]
     added = row["profile_adds_s_an_operator"]
     profiled = (

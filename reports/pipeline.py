@@ -1,4 +1,4 @@
-"""Where a tracker's frame goes, stage by stage: back to back and at a camera's pace."""
+"""Where a tracker's frame goes, stage by stage: warm (frames without a pause) and paced at a camera's."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def pipeline(rows: Sequence[Row]) -> Page:
     columns = (
         Column("net" * many, "label", align="left"),
         Column("stage", "stage", align="left"),
-        Column("back to back", "p50_s", f"p50, {unit}"),
+        Column("warm", "p50_s", f"p50, {unit}"),
         Column("p90", "p90_s"),
         Column("share", "share", "of a frame"),
-        Column(f"at {pace:g} fps", "paced_p50_s", f"p50, {unit}"),
+        Column(f"paced, {pace:g} fps", "paced_p50_s", f"p50, {unit}"),
         Column("p90", "paced_p90_s"),
         Column("share", "paced_share", "of a frame"),
-        Column("paced/b2b", "paced_over_back_to_back"),
+        Column("paced/warm", "paced_over_warm"),
     )
     cells, values = [], []
     for row in rows:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bblab.errors import BblabError
 from bblab.reports import Options, Page, Table, notebook_report
-from bblab.reports.kit import tables
+from bblab.reports.kit import older, tables
 from bblab.reports.kit.charts import Axis, Bars, Box, Chart, Curve, Diagram, Heat, Level, LineChart
 from bblab.reports.kit.stored import FieldRow, OperatorsRow, ProfileRow, Stored
 from bblab.reports.kit.words import Words
@@ -241,6 +242,8 @@ def _sections(profile: ProfileRow, stored: Stored, say: Words) -> list[tuple[str
         )  # fmt: skip
         values = tuple((f, t.ratio, t.ratio_low, t.ratio_high, t.time_s, s.title, t.run_id) for (s, f), t in rows)
         made.append((say.t("{name}: latency", name=profile.name), Table(say.columns(columns), cells, values)))
+    own = tuple(t for t in stored.older if t.spec_id == profile.spec_id)
+    made += [(f"{profile.name}: {title}", table) for title, table in older.sections(replace(stored, older=own), say)]
     found = result.get("findings") or []
     columns = tables.columns_of(
         ("severity", "severity", "", "left"), ("rule", "rule", "", "left"), ("where", "where", "", "left"),

@@ -20,6 +20,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("BBLAB_CACHE", str(folder))
         patch.setenv("BBLAB_LAB", str(tmp_path_factory.mktemp("lab")))
+        # Another's measurement on this machine is no affair of the tests.
+        locks = tmp_path_factory.mktemp("locks")
+        patch.setattr("bblab.latency.devices.lock.folder", lambda: locks)
+        patch.setenv("TMPDIR", str(locks))  # for those that are processes of their own
         yield folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,17 @@ from bblab.errors import RunError
 from bblab.lab import Lab
 from bblab.latency import devices, models, sessions, wire
 from bblab.latency.models import CannotConvert, Model
-from bblab.store import Store
+from bblab.store import NewRun, Store
 
 # Seconds a net takes on the fake device, by its label's first word; a runtime or form may change them.
-TIMES = {"resnet18": 0.040, "mobileone_s0@s16": 0.007, "nanotrack": 0.002, "mobilenetv3_small@s16": 0.002}
+TIMES = {
+    "lighttrack_mobile": 0.010,
+    "resnet18": 0.040,
+    "mobileone_s0@s16": 0.007,
+    "nanotrack": 0.002,
+    "mobilenetv3_small@s16": 0.002,
+}
+COLDER = {"warm": 1.0, "cold": 1.2, "paced": 1.3}
 SLOWER = {("ncnn", "nanotrack"): 6.0, ("ort", "train"): 3.0}
 
 
@@ -28,6 +36,7 @@ class FakeDevice:
     """A machine whose every number is made up; each process has its own level, each call its own noise."""
 
     name = "fake"
+    colder: dict[str, float] = {}  # noqa: RUF012  further than others, by net
     hook: Callable[[wire.Request, int], None] = staticmethod(lambda request, process: None)
 
     def __init__(self, address: str = "") -> None: ...
@@ -60,9 +69,12 @@ class FakeDevice:
                 words = label.split()
                 seconds = TIMES[words[0]] * level[at] * (1 + 0.005 * self.rng.random())
                 seconds *= SLOWER.get((request.runtime, words[0]), 1.0) * SLOWER.get((request.runtime, words[1]), 1.0)
-                seconds *= 1.3 if request.pace_s else 1.0
                 spin = 1 + 0.4 * (request.threads - 1)
-                yield wire.Call(number, at, seconds / request.threads, seconds * spin / 1.0)
+                for state in request.visit:
+                    own = seconds * COLDER[state]
+                    if state == "cold":
+                        own *= FakeDevice.colder.get(words[0], 1.0)
+                    yield wire.Call(number, at, state, own / request.threads, own * spin)
         yield wire.Speed(request.rounds, 0.003, 0.003)
         yield wire.End(request.rounds)
 
@@ -77,6 +89,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr("bblab.latency.runtimes.ort.Ort.version", lambda self: "1.32.0")
     devices.DEVICES.add("fake", FakeDevice, replace=True)
     FakeDevice.hook = staticmethod(lambda request, process: None)
+    FakeDevice.colder = {}
     yield
     del devices.DEVICES._items["fake"]
 
@@ -99,7 +112,9 @@ def test_a_bench_ranks_stores_and_says_what_next(capsys: pytest.CaptureFixture[s
     code, out, err = run(capsys, "bench", "mobileone_s0@s16", "nanotrack")
     assert (code, err) == (0, "")
     assert "ranking: nanotrack deploy < mobileone_s0@s16 deploy < resnet18 deploy" in out
-    assert "fake, ort 9.9.1, float32, 1 thread, batch 1, 3×255×255, back to back; 6 processes, 30 calls a net, " in out
+    assert "fake, ort 9.9.1, float32, 1 thread, batch 1, 3×255×255; 6 processes, a net: 90 warm calls, 30 cold; " in out
+    assert "beside resnet18 deploy; workers on any core, usual time slices" in out
+    assert next(x for x in out.splitlines() if x.startswith("1 nanotrack")).split()[8:9] == ["1.20"]  # cold over warm
     assert "load 0.5, cannot be read here: governor, temperature" in out
     assert "0.050 [0.0" in out  # 2 ms of 40
     assert "next: bblab duel mobileone_s0@s16 nanotrack" in out.splitlines()[-1]
@@ -114,7 +129,7 @@ def test_ties_are_printed_as_ties_after_more_processes(capsys: pytest.CaptureFix
     lines = [line.split() for line in out.splitlines()]
     assert [line[0] for line in lines if line[1:2] in (["nanotrack"], ["mobilenetv3_small@s16"])][:2] == ["1=", "1="]
     assert " = " in next(line for line in out.splitlines() if line.startswith("ranking"))
-    assert "11 processes, 55 calls a net" in out
+    assert "11 processes, a net: 165 warm calls, 55 cold" in out
     assert "next: bblab duel" in out.splitlines()[-1]
 
 
@@ -143,15 +158,55 @@ def test_two_runtimes_that_rank_differently_are_told_in_words(capsys: pytest.Cap
 def test_threads_show_what_spinning_wastes(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capsys, "bench", "nanotrack", "--threads", "1,2")
     assert "CPU time of 2 threads over that of 1 (spinning; 1.00 is none wasted), ort: nanotrack deploy 1.4" in out
-    assert {r.result["estimator"] for r in stored() if r.inputs["threads"] == 2} == {"wall_paired"}
+    assert {r.result["functional"] for r in stored() if r.inputs["threads"] == 2} == {"wall_paired"}
 
 
-def test_paced_and_back_to_back_stand_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+def test_warm_cold_and_paced_stand_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capsys, "bench", "nanotrack", "--fps", "30")
     (row,) = (line for line in out.splitlines() if line.startswith("1 nanotrack"))
-    assert row.split()[-2] == "1.30"  # paced over back to back, as made up
-    assert {r.pace_s for r in FakeDevice.requests} == {1 / 30}  # the second session's
-    assert {r.inputs["pace_fps"] for r in stored()} == {None, 30.0}
+    # CPU ms warm, cold, cold over warm, paced, paced over warm, as made up
+    assert [row.split()[i] for i in (8, 10)] == ["1.20", "1.30"]
+    assert {r.pace_s for r in FakeDevice.requests} == {1 / 30}  # all in one session
+    assert len({r.result["session"] for r in stored()}) == 1
+    (stored_row,) = (r for r in stored() if r.name == "nanotrack")
+    assert {state: stored_row.result[state]["calls"] for state in ("warm", "cold", "paced")} == {
+        "warm": 90, "cold": 30, "paced": 90
+    }  # fmt: skip
+    assert stored_row.inputs["protocol"] == 2
+
+
+def test_a_pair_that_cold_turns_round_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TIMES, "mobilenetv3_small@s16", 0.0022)
+    FakeDevice.colder = {"nanotrack": 1.5}
+    _, out, _ = run(capsys, "bench", "mobilenetv3_small@s16", "nanotrack")
+    # warm 2.0 against 2.2 ms, cold 3.0 against 2.64
+    assert "cold turns the order of nanotrack deploy and mobilenetv3_small@s16 deploy: the first is faster warm" in out
+
+
+def test_one_process_has_no_place_in_a_ranking(capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(request: wire.Request, process: int) -> None:
+        if process == 2:
+            raise KeyboardInterrupt
+
+    FakeDevice.hook = staticmethod(stop)
+    _, out, _ = run(capsys, "bench", "nanotrack")
+    assert "ranking: none: one process gives no interval" in out
+    (row,) = (r for r in stored() if r.name == "nanotrack")
+    assert (row.result["rank"], row.result["ratio_low"], row.result["processes"]) == (None, None, 1)
+
+
+def test_nets_of_two_sizes_stand_in_one_table_by_their_own_times(capsys: pytest.CaptureFixture[str]) -> None:
+    # lighttrack_mobile runs at 256 px, nanotrack at 255: one session, a reference at each size
+    _, out, _ = run(capsys, "bench", "nanotrack", "lighttrack_mobile")
+    lines = [line.split() for line in out.splitlines() if " deploy" in line and line[:6].strip()[:3] in ("255", "256")]
+    assert [(words[0], words[2]) for words in lines] == [
+        ("255", "nanotrack"), ("256", "lighttrack_mobile"), ("255", "resnet18"), ("256", "resnet18")
+    ]  # fmt: skip
+    assert len({r.result["session"] for r in stored()}) == 1
+    assert {tuple(r.result["reference_input"]) for r in stored()} == {(3, 255, 255), (3, 256, 256)}
+    assert "beside resnet18 deploy of the same size" in out
 
 
 def test_ctrl_c_keeps_the_sessions_and_processes_that_had_finished(capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,7 +271,8 @@ def test_a_notebook_that_cannot_be_written_does_not_take_the_table_with_it(
         (("--threads", "two"), "whole numbers from 1"),
         (("--form", "fused"), "deploy, train or both"),
         (("--size", "big"), "search, template, or pixels"),
-        (("--budget", "-3"), "budget_s is -3"),
+        (("--budget", "-3"), "--budget must be seconds above 0, got -3"),
+        (("--budget", "nan"), "--budget must be seconds above 0, got nan"),
         (("--fps", "0"), "pace_fps is 0"),
         (("--reference", "resnet81"), "resnet18"),
         (("--json", "-", "--csv", "-"), "both want stdout"),
@@ -300,6 +356,19 @@ def test_a_duel_in_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert one["ratio_low"] < one["ratio"] < one["ratio_high"] < 1
 
 
+def test_a_net_duels_with_its_own_edit(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "duel", "nanotrack", "--set", "stage2.1.kernel=5")
+    assert code == 0
+    assert "A is nanotrack deploy (as it is), B is nanotrack deploy (stage2.1.kernel=5)" in out
+    assert {r.result["label"] for r in stored()} == {
+        "nanotrack deploy (as it is)", "nanotrack deploy (stage2.1.kernel=5)"
+    }  # fmt: skip
+    assert len({r.spec_id for r in stored()}) == 2
+    code, _, err = run(capsys, "duel", "nanotrack")
+    assert code == 2
+    assert "a duel needs two nets" in err and "--set" in err
+
+
 def test_two_sizes_are_no_duel(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "duel", "nanotrack", "lighttrack_mobile")
     assert code == 2
@@ -323,45 +392,131 @@ def test_diff_of_two_timings_begins_with_the_reason(capsys: pytest.CaptureFixtur
     assert any(item["path"] == "inputs.form" for item in items)
 
 
+# an older protocol ----------------------------------------------------------------------------------------------
+
+
+def as_protocol_1(*names: str) -> list[int]:
+    """The stored timings of these nets once more, as an older version wrote them."""
+    found = [r for r in stored() if r.name in names]
+    with Store.open(Lab().store_path) as store:
+        return store.add_many(
+            [
+                NewRun(
+                    "timing", r.spec_id, r.name, "0.1.0", {k: v for k, v in r.inputs.items() if k != "protocol"},
+                    {k: v for k, v in r.result.items() if k not in ("warm", "cold", "paced", "protocol")},
+                )
+                for r in found
+            ]
+        )  # fmt: skip
+
+
+def test_a_diff_of_two_protocols_begins_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, "bench", "nanotrack")
+    new = next(r.id for r in stored() if r.name == "nanotrack")
+    (old,) = as_protocol_1("nanotrack")
+    for ids in ((old, new), (new, old)):
+        assert main(["diff", *map(str, ids)]) == 0
+        why = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("why: "))
+        assert why.startswith("why: measured by another protocol: ")
+        assert "protocol 1 (cold, mixed)" in why and "bblab bench --again" in why
+
+
+def test_again_measures_what_an_older_protocol_timed_in_one_session(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(capsys, "bench", "nanotrack", "mobileone_s0@s16", "--form", "both")
+    rows = stored()
+    monkeypatch.setenv("BBLAB_LAB", str(tmp_path / "older"))
+    with Store.open(Lab().store_path) as store:
+        for r in rows:
+            inputs = {k: v for k, v in r.inputs.items() if k != "protocol"}
+            is_changed = r.name == "mobileone_s0@s16" and r.inputs["form"] == "train"
+            store.add("timing", spec_id="0" * 12 if is_changed else r.spec_id, name=r.name, code_version="0",
+                      inputs=inputs, result={"ratio": 1.0, "cpu_p10_s": 1.0})  # fmt: skip
+    code, _, err = run(capsys, "bench", "--again")
+    assert code == 1
+    assert "not measured again: mobileone_s0@s16: its spec has changed since run" in err
+    new = [r for r in stored() if r.inputs.get("protocol") == 2]
+    assert {(r.name, r.inputs["form"]) for r in new} == {
+        ("nanotrack", "deploy"), ("nanotrack", "train"), ("mobileone_s0@s16", "deploy"), ("resnet18", "deploy")
+    }  # fmt: skip
+    assert len({r.result["session"] for r in new}) == 1
+    # and what has been measured again is not asked for any more
+    code, _, err = run(capsys, "bench", "--again")
+    assert code == 1 and "its spec has changed" in err and len(stored()) == len(rows) + len(new)
+
+
+def test_again_on_a_device_without_old_timings_names_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, "bench", "nanotrack")
+    code, _, err = run(capsys, "bench", "--again")
+    assert code == 2
+    assert "no timing of fake is left that an older protocol measured" in err and "bblab bench SPEC" in err
+    run(capsys, "bench", "mobileone_s0@s16", "--size", "127")
+    monkeyed = next(r for r in stored() if r.name == "mobileone_s0@s16")
+    with Store.open(Lab().store_path) as store:
+        inputs = {k: v for k, v in monkeyed.inputs.items() if k != "protocol"} | {"device": "pixel"}
+        store.add("timing", spec_id=monkeyed.spec_id, name=monkeyed.name, code_version="0", inputs=inputs,
+                  result={"ratio": 1.0, "cpu_p10_s": 1.0})  # fmt: skip
+    _, _, err = run(capsys, "bench", "--again")
+    assert "there are some of pixel: --device pixel" in err
+
+
 # budgets --------------------------------------------------------------------------------------------------------
 
 
-def test_sessions_share_a_budget_and_leave_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sessions_share_a_budget_conversions_included_and_leave_over(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = []
     now = [0.0]
 
-    def fake_measure(candidates: Any, reference: Any, **how: Any) -> list[Any]:
+    def fake_run(candidates: Any, references: Any, **how: Any) -> Any:
         shares.append(how["plan"].budget_s)
-        how["on_progress"](0, 1, None, "converting")
-        now[0] += 1000.0  # conversions are not counted
-        how["on_progress"](0, 1, None, "process 1 of 6")
         now[0] += 10.0
-        return []
+        raise RunError("nothing")
 
-    monkeypatch.setattr(sessions, "measure", fake_measure)
-    races = [sessions.Race((), None, runtime) for runtime in ("ort", "ncnn", "torch")]  # type: ignore[arg-type]
+    monkeypatch.setattr(sessions.session, "run", fake_run)
+    races = [sessions.Race((), (), runtime) for runtime in ("ort", "ncnn", "torch")]
     list(sessions.run(races, plan=sessions.Plan(budget_s=60.0), clock=lambda: now[0]))
     # 60 / 3; then 50 for two; then 40 for the last
     assert shares == [20.0, 25.0, 40.0]
+    shares.clear()
+    # 50 s are gone before: the first has 10 / 3 and takes 10, the others are not reached
+    outcomes = list(sessions.run(races, plan=sessions.Plan(budget_s=60.0), clock=lambda: now[0], spent_s=50.0))
+    assert shares == [pytest.approx(10 / 3)]
+    assert [outcome.problem is None for outcome in outcomes] == [False, True, True]
+
+
+def test_what_the_budget_did_not_reach_is_listed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(candidate: Any, runtime: Any) -> Model:
+        if runtime.name == "ncnn" and candidate.spec == "nanotrack":
+            time.sleep(30)
+        return Model(Path("x"), "sha-" + candidate.key, 10, 1e-7)
+
+    monkeypatch.setattr(models, "is_remembered", lambda net, runtime: runtime.name == "ort")
+    monkeypatch.setattr(models, "converted", slow)
+    words = ("bench", "mobileone_s0@s16", "nanotrack", "--runtime", "ort,ncnn", "--budget", "4")
+    began = time.monotonic()
+    code, out, err = run(capsys, *words)
+    assert time.monotonic() - began < 20
+    assert code == 1
+    assert "not reached in 4 s, ncnn, 1 thread: nanotrack deploy" in err
+    assert "ranking, ncnn: mobileone_s0@s16 deploy < resnet18 deploy" in out
 
 
 def test_progress_of_several_sessions_foretells_them_all() -> None:
     told: list[Any] = []
-    race = sessions.Race((), None, "ncnn", 2, 30.0)  # type: ignore[arg-type]
+    race = sessions.Race((), (), "ncnn", 2)
     now = [0.0]
     tell = sessions._Teller(lambda *what: told.append(what), race, 1, 3, lambda: now[0])
     tell(0, 30, None, "process 1 of 6")
     now[0] = 10.0
     tell(5, 30, 50.0, "process 2 of 6")
     # 50 s of this one, and 60 for the one to come
-    assert told[-1] == (5, 30, 110.0, "session 2 of 3, ncnn, 2 threads, 30 fps: process 2 of 6")
+    assert told[-1] == (5, 30, 110.0, "session 2 of 3, ncnn, 2 threads: process 2 of 6")
 
 
 def test_of_one_process_no_interval_is_printed(bblab: Any) -> None:
-    from dataclasses import replace
-
-    from bblab.lab import reporting
-
     ran = bblab("bench", "nanotrack", "mobileone_s0@s16", "--json", "-", "--device", "fake")
     assert ran.code == 0, ran.err
     rows = [{**row, "processes": 1} for row in json.loads(ran.out)["latency"]]
@@ -370,8 +525,3 @@ def test_of_one_process_no_interval_is_printed(bblab: Any) -> None:
     ratios = [cells[at] for cells in page.table.cells if cells[at] != "the reference"]
     assert len(ratios) == 2 and all(text.endswith("(no interval)") for text in ratios)
     assert any("at least 2 are needed" in note for note in page.notes)
-    with Store.open(Lab().store_path, read_only=True) as store:
-        run = store.runs(kind="timing")[0]
-        alone = replace(run, result={**run.result, "processes": 1})
-        row = reporting.timing_row(alone, lambda: store.samples(run.id))
-    assert (row.ratio_low, row.ratio_high, row.own) == (None, None, ())

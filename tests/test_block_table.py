@@ -16,11 +16,11 @@ import pytest
 from bblab.errors import BblabError
 from bblab.lab import Lab, blocktables
 from bblab.latency import blocktable as table
-from bblab.latency import devices, models, wire
+from bblab.latency import devices, models, stats, wire
 from bblab.latency.blocktable import BlockTime, Seat
 from bblab.latency.devices.host import Host
 from bblab.latency.models import Model
-from bblab.latency.protocol import Estimate
+from bblab.latency.stats import Estimate
 from bblab.latency.values import Candidate
 from bblab.store import Store
 
@@ -74,7 +74,8 @@ class FakeDevice:
             for at in order:
                 model = request.models[at]
                 seconds = level * self.seconds(model.label, model.input) * (1 + 0.002 * self.rng.random())
-                yield wire.Call(number, at, seconds, seconds)
+                for state in request.visit:
+                    yield wire.Call(number, at, state, seconds, seconds)
         yield wire.Speed(request.rounds, 0.003, 0.003)
         yield wire.End(request.rounds)
 
@@ -104,10 +105,14 @@ def seat(given: tuple[int, int, int], out: tuple[int, int, int], before: bool = 
 class FakeTiming:
     """As much of a Timing as the arithmetic reads."""
 
-    is_one_cpu_thread = True
-
     def __init__(self, *processes: float) -> None:
-        self.samples = type("S", (), {"cpu_s": tuple((s, s) for s in processes)})
+        self._cpu_s = tuple((2 * s, s) for s in processes)
+
+    def functional(self) -> str:
+        return "cpu_min"
+
+    def series(self) -> Any:
+        return self._cpu_s
 
 
 def test_the_parts_of_a_net_add_up_to_one_call_one_way_in_and_one_way_out() -> None:
@@ -144,13 +149,13 @@ def test_a_block_without_its_copies_is_left_out() -> None:
 
 def test_the_interval_of_a_mean_is_students() -> None:
     # 1, 2, 3: mean 2, sd 1, t(0.975, 2) = 4.3027, half width 4.3027 / sqrt(3) = 2.4841
-    found = table.mean_of([1.0, 2.0, 3.0])
+    found = stats.mean_interval([1.0, 2.0, 3.0])
     assert (found.value, found.low, found.high) == (
         2,
         pytest.approx(2 - 2.4841, abs=1e-4),
         pytest.approx(4.4841, abs=1e-4),
     )
-    assert table.mean_of([1.0]).high == math.inf
+    assert stats.mean_interval([1.0]).high == math.inf
 
 
 def block_time(*seconds: float) -> BlockTime:
@@ -252,7 +257,7 @@ def test_is_5x5_slower_here(bblab: Callable[..., Any]) -> None:
         assert {r.inputs["kind"] for r in runs} == {"mobileone"}
         assert {r.inputs["args"].get("kernel", 3) for r in runs} == {3, 5}
         samples = store.samples(runs[0].id)
-        assert len(samples["copy0_cpu_s"]) == blocktables.PROCESSES * blocktables.ROUNDS
+        assert len(samples["copy0_cpu_s"]) == blocktables.PROCESSES * blocktables.ROUNDS * wire.WARM_CALLS
 
 
 @pytest.mark.usefixtures("fake")

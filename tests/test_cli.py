@@ -428,19 +428,17 @@ def test_new_from_nothing_writes_nothing(argv: list[str], said: str, bblab: Call
 def test_two_nets_of_one_name_keep_their_own_timings(
     lab: Path, spec_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bblab import latency
-
     (lab / "other").mkdir()
     one = spec_file("name: resnet18\n" + NET)
     two = lab / "other" / "net.yaml"
     two.write_text("name: resnet18\n" + NET.replace("16", "24"))
     asked: dict[str, str] = {}
 
-    def measure(candidates: list[Any], reference: Any, **_: Any) -> list[Any]:
-        asked.update({c.label: c.key for c in [*candidates, reference]})
+    def run(candidates: list[Any], references: Any, **_: Any) -> Any:
+        asked.update({c.label: c.key for c in [*candidates, *references]})
         raise RunError("enough")
 
-    monkeypatch.setattr(latency, "measure", measure)
+    monkeypatch.setattr("bblab.latency.session.run", run)
     with pytest.raises(Partial, match="enough"):
         Lab().profile([str(one), str(two)], verify=False, store=False)
     # two nets in two forms, and the built-in reference, which is neither of them

@@ -474,18 +474,22 @@ def test_without_adb_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch
 # Workers on the phone -------------------------------------------------------------------------------------------
 
 REQUEST = wire.Request("ncnn", 1, 0, 0, (wire.ModelFile("a", "a", (1, 3, 8, 8)),), ((0,), (0,)))
-HELLO = '{"kind":"hello","wire":1,"runtime":"ncnn","runtime_version":"1","precision":"float32","speedometer":"sh"}'
+HELLO = (
+    '{"kind":"hello","wire":2,"protocol":2,"runtime":"ncnn","runtime_version":"1","precision":"float32",'
+    '"speedometer":"sh"}'
+)
 # A worker in the phone's shell: speed and call of each round, for a request with one model.
 SCRIPT = """read line
 say() {{ echo "BBLAB $1"; }}
 say '{hello}'
 say '{{"kind":"ready","models":1}}'
-rounds=$(echo "$line" | sed 's/.*"orders": //' | grep -o '\\[0\\]\\|\\[\\]' | wc -l)
+rounds=$(echo "$line" | sed 's/.*"orders": //; s/"probe".*//' | grep -o '\\[0\\]\\|\\[\\]' | wc -l)
 r=0
 while [ $r -lt $rounds ]; do
 say '{{"kind":"speed","round":'$r',"wall_s":0.003,"cpu_s":0.003}}'
 {act}
-case "$line" in *'[0]'*) say '{{"kind":"call","round":'$r',"model":0,"wall_s":0.5,"cpu_s":0.25}}';; esac
+case "$line" in *'[0]'*) for state in cold warm warm warm; do
+say '{{"kind":"call","round":'$r',"model":0,"state":"'$state'","wall_s":0.5,"cpu_s":0.25}}'; done;; esac
 r=$((r+1))
 done
 say '{{"kind":"speed","round":'$r',"wall_s":0.003,"cpu_s":0.003}}'
@@ -531,7 +535,8 @@ def test_a_measurement_on_the_phone(make: Callable[..., Phone], flags: tuple[str
         on_progress=lambda done, total, left, text: told.append(text),
     )
     assert (timing.processes, timing.rounds, timing.device) == (2, 2, f"adb:{phone.serial}")
-    assert timing.samples.cpu_s == ((0.25, 0.25), (0.25, 0.25))
+    assert timing.warm.cpu_s == ((0.25,) * 6, (0.25,) * 6)
+    assert timing.samples["cold"].cpu_s == ((0.25, 0.25), (0.25, 0.25))
     assert timing.conditions_before["android"]["model"] == "Loop 8"
     assert timing.conditions_after["thermal"]["status"] == 0
     # All four big cores, each time: the speedometer before each worker, and the worker.
@@ -730,9 +735,24 @@ def test_an_aarch64_program_is_pushed_and_measured(
     monkeypatch.setenv("BBLAB_CACHE", str(tmp_path / "cache"))
     device = phone.device(cooldown_s=0)
     (timing,) = measure([net], net, device=device, runtime="ncnn", plan=Plan(processes=2, rounds=3, warmups=0))
-    assert timing.samples.processes == 2 and timing.speedometer_name == "wire-runner"
-    assert all(t > 0 for process in timing.samples.cpu_s for t in process)
+    assert timing.processes == 2 and timing.speedometer_name == "wire-runner"
+    assert all(t > 0 for process in timing.warm.cpu_s for t in process)
     assert any("not been verified on a real phone" in note for note in timing.notes)
+
+
+def test_a_runner_of_another_protocol_is_refused_in_words(
+    phone: Phone, net: Candidate, program: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # as a runner that the user names with BBLAB_RUNNER_AARCH64 and built a year ago
+    old = tmp_path / "old"
+    assert GCC is not None
+    text = (HERE / "wire_runner.c").read_text().replace('\\"wire\\": 2, \\"protocol\\": 2, ', '\\"wire\\": 1, ')
+    (tmp_path / "old.c").write_text(text)
+    subprocess.run([GCC, "-O2", "-static", "-o", str(old), str(tmp_path / "old.c")], check=True)
+    monkeypatch.setattr(remote, "static_program", lambda runtime, machine: (str(old),))
+    with pytest.raises(RunError, match=r"measures by protocol 1 .wire 1., this bblab by protocol 2") as refused:
+        measure([net], net, device=phone.device(cooldown_s=0), runtime="ncnn", plan=Plan(processes=2, rounds=3))
+    assert "bblab runner build" in refused.value.hint
 
 
 def test_the_cold_value_is_remembered(

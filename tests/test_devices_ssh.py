@@ -215,9 +215,9 @@ def test_a_real_measurement_over_ssh(board: Board) -> None:
     small, reference = measure(
         [tiny(8, "small")], tiny(16, "large"), device=device, plan=Plan(processes=2, rounds=2, warmups=1)
     )
-    assert (small.processes, small.rounds, small.samples.calls) == (2, 2, 4)
+    assert (small.processes, small.rounds, small.warm.calls) == (2, 2, 12)
     assert small.device == board.name and small.runtime == "ort"
-    assert all(t > 0 for process in small.samples.cpu_s for t in process)
+    assert all(t > 0 for process in small.warm.cpu_s for t in process)
     assert [len(p) for p in small.speedometer.cpu_s] == [3, 3]
     for record in (small.conditions_before, small.conditions_after):
         assert record["cores"] == os.cpu_count() and record["os"].startswith("Linux")
@@ -327,13 +327,14 @@ HEAD = """
     import json, os, subprocess, sys, time
     request = json.loads(sys.stdin.readline())
     def say(**m): print("BBLAB " + json.dumps(m), flush=True)
-    say(kind="hello", wire=1, runtime="ort", runtime_version="1", precision="float32", speedometer="s")
+    say(kind="hello", wire=2, protocol=2, runtime="ort", runtime_version="1", precision="float32", speedometer="s")
     say(kind="ready", models=1)
 """
 ROUNDS = """
     for r in range(len(request["orders"])):
         say(kind="speed", round=r, wall_s=0.003, cpu_s=0.003)
-        say(kind="call", round=r, model=0, wall_s=0.5, cpu_s=0.25)
+        for state in ("cold", "warm", "warm", "warm"):
+            say(kind="call", round=r, model=0, state=state, wall_s=0.5, cpu_s=0.25)
     say(kind="speed", round=len(request["orders"]), wall_s=0.003, cpu_s=0.003)
     say(kind="end", rounds=len(request["orders"]))
 """
@@ -359,7 +360,7 @@ def test_garbage_on_the_output_is_passed_over_and_counted(acting: Callable[..., 
     noise = "\n    sys.stdout.buffer.write(bytes(range(128, 256)) + b'\\nlinker: warning\\n'); sys.stdout.flush()\n"
     with acting(HEAD + noise + ROUNDS) as device:
         heard = list(device.run(REQUEST, silence_s=20))
-        assert heard[-1] == wire.End(2) and wire.Call(1, 0, 0.5, 0.25) in heard
+        assert heard[-1] == wire.End(2) and wire.Call(1, 0, "warm", 0.5, 0.25) in heard
         assert devices.notes(device) == ("2 line(s) on the workers' output were not bblab's and were passed over",)
 
 

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,12 +34,12 @@ GOOD = """
     request = json.loads(sys.stdin.readline())
     assert request["orders"] == [[0], [0]]
     def say(**m): print("BBLAB " + json.dumps(m))
-    say(kind="hello", wire=1, runtime="ort", runtime_version="1", precision="float32", speedometer="c++")
+    say(kind="hello", wire=2, protocol=2, runtime="ort", runtime_version="1", precision="float32", speedometer="c++")
     print("a library says hello")
     say(kind="ready", models=1)
     for r in range(2):
         say(kind="speed", round=r, wall_s=0.003, cpu_s=0.003)
-        say(kind="call", round=r, model=0, wall_s=0.5, cpu_s=0.25)
+        say(kind="call", round=r, model=0, state="warm", wall_s=0.5, cpu_s=0.25)
     say(kind="speed", round=2, wall_s=0.003, cpu_s=0.003)
     say(kind="end", rounds=2)
 """
@@ -46,7 +48,7 @@ GOOD = """
 def test_a_worker_of_another_make_is_understood() -> None:
     heard = messages(host(GOOD))
     assert [m.kind for m in heard] == ["hello", "ready", "speed", "call", "speed", "call", "speed", "end"]
-    assert wire.Call(1, 0, 0.5, 0.25) in heard
+    assert wire.Call(1, 0, "warm", 0.5, 0.25) in heard
 
 
 def test_a_crash_shows_the_last_words() -> None:
@@ -126,6 +128,28 @@ HANGING = """
 """
 
 
+def test_a_second_measurement_on_the_host_is_refused_in_words_or_waits() -> None:
+    from bblab.latency.devices import lock
+
+    with Host():
+        with pytest.raises(
+            RunError, match=f"this machine is being measured by another bblab .process {os.getpid()}."
+        ) as no:
+            Host().__enter__()
+        assert "--wait" in no.value.hint
+    first = lock.locked("host", "this machine")
+    assert first is not None
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:  # the other one ends meanwhile
+        slept.append(seconds)
+        first.close()
+
+    second = lock.locked("host", "this machine", waits=True, sleep=sleep)
+    assert second is not None and len(slept) == 1
+    second.close()
+
+
 def test_a_hanging_worker_is_ended_with_its_children(tmp_path: Path) -> None:
     file = tmp_path / "pid"
     with pytest.raises(RunError, match="said nothing for 1 s"):
@@ -168,42 +192,94 @@ def test_the_worker_does_as_it_is_told_and_times_only_the_calls() -> None:
     def kernel() -> None:
         clock.now += 0.5
 
-    request = wire.Request("ort", 1, 2, 0, (wire.ModelFile("a", "", ()),) * 2, ((1, 0), (0, 1)))
-    worker.run_rounds(
-        [lambda: call(0), lambda: call(1)], request, say, wall=clock, cpu=lambda: clock.now / 2, kernel=kernel
-    )
-    assert ran == [0, 0, 1, 1, 1, 0, 0, 1]  # two warm-ups each, then the two rounds
+    request = wire.Request("ort", 1, 2, 0, (wire.ModelFile("a", "", ()),) * 2, ((1, 0), (0, 1)), fill_s=3.5)
+    bench = made_up(clock, cpu=lambda: clock.now / 2, kernel=kernel)
+    worker.run_rounds([lambda: call(0), lambda: call(1)], request, say, bench)
+    # Two warm-ups each; then the visits: a cold call, others until 3.5 s have passed since it began (model 0 takes 1 s:
+    # three more; model 1 takes 2 s: one more), three warm ones.
+    visits = {0: [0] * (1 + 3 + 3), 1: [1] * (1 + 1 + 3)}
+    assert ran == [0, 0, 1, 1, *visits[1], *visits[0], *visits[0], *visits[1]]
+
+    def spoken(number: int, at: int, wall_s: float) -> list[wire.Message]:
+        states = ("cold", "warm", "warm", "warm")
+        return [wire.Call(number, at, state, wall_s, wall_s / 2, 0) for state in states]
+
     assert said == [
-        [wire.Ready(2)],
-        [wire.Speed(0, 0.5, 0.25), wire.Call(0, 1, 2.0, 1.0), wire.Call(0, 0, 1.0, 0.5)],
-        [wire.Speed(1, 0.5, 0.25), wire.Call(1, 0, 1.0, 0.5), wire.Call(1, 1, 2.0, 1.0)],
-        [wire.Speed(2, 0.5, 0.25), wire.End(2)],
+        [wire.Ready(2, 5, 0.1)],
+        [wire.Speed(0, 0.5, 0.25), *spoken(0, 1, 2.0), *spoken(0, 0, 1.0)],
+        [wire.Speed(1, 0.5, 0.25), *spoken(1, 0, 1.0), *spoken(1, 1, 2.0)],
+        [wire.Speed(2, 0.5, 0.25)],
     ]
 
 
-def test_a_paced_worker_starts_no_call_before_the_next_frame() -> None:
-    clock, started, said = FakeClock(), [], []
+def made_up(clock: FakeClock, **how: Any) -> worker.Bench:
+    """Clocks that tests set, a core and a slice that nobody has."""
+    given: dict[str, Any] = {"cpu": clock, "kernel": lambda: None, **how}
+    return worker.Bench(wall=clock, preempted=lambda: 0, hold=lambda request: (5, 0.1), **given)
+
+
+def test_a_net_of_six_milliseconds_needs_no_further_call_before_the_warm_ones() -> None:
+    clock, ran = FakeClock(), []
 
     def call(seconds: float) -> None:
-        started.append(clock.now)
+        ran.append(seconds)
         clock.now += seconds
+
+    request = wire.Request("ort", 1, 0, 0, (wire.ModelFile("a", "", ()),) * 2, ((0, 1),))
+    worker.run_rounds([lambda: call(0.004), lambda: call(0.006)], request, lambda batch: None, made_up(clock))
+    assert ran == [0.004] * (1 + 1 + 3) + [0.006] * (1 + 0 + 3)
+
+
+def test_paced_calls_begin_on_a_cameras_beat() -> None:
+    clock, started, said = FakeClock(), [], []
+    lengths = iter([0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 1.5, 0.25, 0.25])  # cold, two to fill, warm x 3, paced x 3
+
+    def call() -> None:
+        started.append(clock.now)
+        clock.now += next(lengths)
 
     def sleep(seconds: float) -> None:
         clock.now += seconds
 
-    request = wire.Request("ort", 1, 0, 0, (wire.ModelFile("a", "", ()),) * 2, ((0, 1), (0, 1)), pace_s=1.0)
-    worker.run_rounds(
-        [lambda: call(0.25), lambda: call(1.5)],
-        request,
-        said.extend,
-        wall=clock,
-        cpu=clock,
-        kernel=lambda: None,
-        sleep=sleep,
+    request = wire.Request(
+        "ort", 1, 0, 0, (wire.ModelFile("a", "", ()),), ((0,),), fill_s=0.6, pace_s=1.0, paced_calls=3
     )
-    # frames at 0 and 1; the second call overruns to 2.5 and the third starts at once, then the grid goes on from there
-    assert started == [0.0, 1.0, 2.5, 3.5]
-    assert [m.wall_s for m in said if isinstance(m, wire.Call)] == [0.25, 1.5, 0.25, 1.5]
+    worker.run_rounds([call], request, said.extend, made_up(clock, sleep=sleep))
+    # The last warm call ends at 1.5: beats at 2.5, 3.5, 4.5. The first paced call lasts until 4.0, so the second begins
+    # at once, and the third on its beat.
+    assert started[6:] == [2.5, 4.0, 4.5]
+    assert [m.wall_s for m in said if isinstance(m, wire.Call) and m.state == "paced"] == [1.5, 0.25, 0.25]
+
+
+def test_calls_that_were_preempted_are_counted() -> None:
+    switches = iter([3, 3, 3, 5, 5, 5, 5, 6])
+    request = wire.Request("ort", 1, 0, 0, (wire.ModelFile("a", "", ()),), ((0,),), fill_s=0.0)
+    said: list[wire.Message] = []
+    bench = worker.Bench(kernel=lambda: None, hold=lambda request: (None, None))
+    bench.preempted = lambda: next(switches, 6)
+    bench.speed = lambda number: wire.Speed(number, 1, 1)  # type: ignore[method-assign]
+    worker.run_rounds([lambda: None], request, said.extend, bench)
+    assert [m.preempted for m in said if isinstance(m, wire.Call)] == [0, 2, 0, 1]
+
+
+def test_a_worker_holds_itself_to_one_core_and_says_which() -> None:
+    code = (
+        "import os; from bblab.latency import holding, wire; r = wire.Request('ort', 1, 0, 0, (), ()); "
+        "cpu, slice_s = holding.hold(r); print(cpu in os.sched_getaffinity(0), len(os.sched_getaffinity(0)), slice_s)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    is_there, count, slice_s = done.stdout.split()
+    assert (is_there, count) == ("True", "1")
+    assert slice_s == "None" or float(slice_s) == pytest.approx(0.1)
+
+
+def test_several_threads_are_not_held_to_one_core() -> None:
+    code = (
+        "import os; from bblab.latency import holding, wire; before = os.sched_getaffinity(0); "
+        "cpu, _ = holding.hold(wire.Request('ort', 2, 0, 0, (), ())); print(cpu, before == os.sched_getaffinity(0))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["None", "True"]
 
 
 def test_the_garbage_collector_rests_during_rounds_only() -> None:
@@ -211,8 +287,9 @@ def test_the_garbage_collector_rests_during_rounds_only() -> None:
 
     seen = []
     request = wire.Request("ort", 1, 1, 0, (wire.ModelFile("a", "", ()),), ((0,),))
-    worker.run_rounds([lambda: seen.append(gc.isenabled())], request, lambda batch: None, kernel=lambda: None)
-    assert seen == [True, False]  # warm-up, round
+    bench = worker.Bench(kernel=lambda: None, hold=lambda request: (None, None))
+    worker.run_rounds([lambda: seen.append(gc.isenabled())], replace(request, fill_s=0), lambda batch: None, bench)
+    assert seen == [True, *[False] * 4]  # warm-up, a visit
     assert gc.isenabled()
 
 
@@ -245,7 +322,8 @@ FAKE_REQUEST = wire.Request("fake", 1, 1, 0, (wire.ModelFile("a", "x", (1, 3, 8,
 def test_the_real_worker_runs_a_runtime_that_prints() -> None:
     heard = list(fake_worker().run(FAKE_REQUEST, silence_s=20))
     assert heard[0] == wire.Hello("fake", "1", "float32", worker.SPEEDOMETER)
-    assert [m.kind for m in heard[1:]] == ["ready", "speed", "call", "speed", "call", "speed", "end"]
+    visit = ["speed", *["call"] * 4]
+    assert [m.kind for m in heard[1:]] == ["ready", *visit, *visit, "speed", "end"]
 
 
 def test_what_a_library_prints_never_reaches_the_wire() -> None:
@@ -311,8 +389,9 @@ def test_an_accelerators_own_clock_takes_the_place_of_wall_time() -> None:
 
     ticks = iter(range(100))
     call = worker._OnInput(OnDevice(), None)
-    assert worker.timed(call, lambda: next(ticks), lambda: 0.0) == (0.125, 0.0)
-    assert worker.timed(lambda: None, lambda: next(ticks), lambda: 0.0) == (1, 0.0)
+    bench = worker.Bench(wall=lambda: next(ticks), cpu=lambda: 0.0, preempted=lambda: None)
+    assert bench.timed(call) == (0.125, 0.0, None)
+    assert bench.timed(lambda: None) == (1, 0.0, None)
 
 
 def test_importing_the_room_loads_nothing_heavy() -> None:
@@ -337,9 +416,9 @@ def tiny(width: int, label: str) -> Candidate:
 def test_a_real_measurement_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BBLAB_CACHE", str(tmp_path))
     small, reference = measure([tiny(8, "small")], tiny(16, "large"), plan=Plan(processes=2, rounds=2, warmups=1))
-    assert (small.processes, small.rounds, small.samples.calls) == (2, 2, 4)
+    assert (small.processes, small.rounds, small.warm.calls) == (2, 2, 12)
     assert small.device == "host" and small.runtime == "ort" and small.precision == "float32"
-    assert all(t > 0 for process in small.samples.cpu_s for t in process)
+    assert all(t > 0 for process in small.warm.cpu_s for t in process)
     assert [len(p) for p in small.speedometer.cpu_s] == [3, 3]
     assert small.conversion_rel_error < 1e-4
     assert small.model_sha256 != reference.model_sha256
@@ -348,6 +427,7 @@ def test_a_real_measurement_end_to_end(tmp_path: Path, monkeypatch: pytest.Monke
     assert small.conditions_before["cores"] == os.cpu_count()
     assert "x large" in sentence(small)
     assert "the reference" in sentence(reference)
+    assert all(cpu in os.sched_getaffinity(0) for cpu in small.pinned_cpus)
     assert sorted(p.suffix for p in (tmp_path / "models").iterdir()) == [".json", ".json", ".onnx", ".onnx"]
 
 

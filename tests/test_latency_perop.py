@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 import zipfile
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +13,10 @@ from typing import Any
 import pytest
 
 from bblab import reports
-from bblab.errors import BblabError, RunError
+from bblab.errors import BblabError
 from bblab.lab import Lab, benching
-from bblab.latency import perop, runtimes, tasks, wire
+from bblab.latency import Candidate, Plan, devices, models, perop, runtimes, wire
+from bblab.latency.models import Model
 from bblab.latency.perop import NOWHERE, Layer, Place, layers_of, ncnn_modules, place_of, tabulate
 from bblab.latency.runtimes import openvino, ort
 from bblab.store import Store
@@ -143,42 +143,71 @@ def test_a_runners_lines_become_the_same_table() -> None:
 
 
 class Speaking:
-    """A device whose program tells layers: conv_0 of 4 us, then odd_1 of 1 us, in a call of 6 us."""
+    """A device whose worker tells layers: conv_0 of 4 us, then odd_1 of 1 us, in a call of 6 us."""
 
-    def __init__(self) -> None:
+    name = "speaking"
+    waits = False
+
+    def __init__(self, names: tuple[str, str] = ("conv_0", "odd_1"), overhead_s: float = 0.0) -> None:
         self.asked: list[wire.Request] = []
+        self.names, self.overhead_s = names, overhead_s
 
     def __enter__(self) -> Speaking:
         return self
 
     def __exit__(self, *_: object) -> None: ...
 
+    def send(self, path: Path) -> str:
+        return str(path)
+
+    def conditions(self) -> dict[str, Any]:
+        return {"absent": []}
+
+    def layers(self) -> list[tuple[str, str, float, str, str]]:
+        """Name, type, seconds, module and how it is known."""
+        return [(self.names[0], "Convolution", 4e-6, "", ""), (self.names[1], "Permute", 1e-6, "", "")]
+
+    whole_s = 6e-6
+
     def run(self, request: wire.Request, *, silence_s: float) -> Generator[wire.Message]:
         self.asked.append(request)
-        yield wire.Hello("ncnn-static", "1.0", "float32", "xorshift")
+        assert request.probe == "layers"
+        yield wire.Hello(request.runtime, "1.0", "float32", "xorshift")
         yield wire.Ready(1)
         for number in range(request.rounds):
             yield wire.Speed(number, 3e-3, 3e-3)
-            yield wire.Call(number, 0, 6e-6, 6e-6)
-            if request.per_layer:
-                yield wire.Layer(number, 0, 0, "conv_0", "Convolution", 4e-6)
-                yield wire.Layer(number, 0, 1, "odd_1", "Permute", 1e-6)
+            for state in request.visit:
+                yield wire.Call(number, 0, state, self.whole_s, self.whole_s)
+            for call in range(request.warm_calls):
+                for place, (name, kind, seconds, module, told_by) in enumerate(self.layers()):
+                    yield wire.Layer(number, 0, call, place, name, kind, seconds, module, told_by)
         yield wire.Speed(request.rounds, 3e-3, 3e-3)
+        if self.overhead_s:
+            yield wire.Note("overhead_s 0", repr(self.overhead_s))
         yield wire.End(request.rounds)
 
 
-def test_a_program_that_tells_layers_answers_like_a_profile() -> None:
+def candidate() -> Candidate:
+    return Candidate("net", "net", "deploy", (3, 9, 9), "net", lambda: pytest.fail("not needed"))
+
+
+def test_the_layers_of_a_worker_become_a_table(
+    converted: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("bblab.latency.runtimes.ncnn.Ncnn.version", lambda self: "1.0")
+    monkeypatch.setattr(perop, "modules_in", lambda path, weighted: {"conv_0": "s2.0.conv"})
     device = Speaking()
-    request = {
-        "runtime": "ncnn-static", "path": "x", "input": [1, 3, 9, 9], "threads": 1, "calls": 3, "warmups": 2, "seed": 0
-    }  # fmt: skip
-    found = perop.by_wire(request, {"conv_0": "s2.0.conv"}, device=lambda: device)
-    assert [r.per_layer for r in device.asked] == [False, True]
-    assert [(a["name"], a["op"], a["module"], a["seconds"]) for a in found["layers"]] == [
-        ("conv_0", "Convolution", "s2.0.conv", [4e-6] * 3), ("odd_1", "Permute", "", [1e-6] * 3)
+    found, problem = perop.measure(candidate(), PLACES, device=device, runtime="ncnn", plan=Plan(processes=2, rounds=3))
+    assert problem is None and found is not None
+    assert [(a.name, a.op, a.module, a.told_by, a.seconds) for a in found.table.layers] == [
+        ("conv_0", "Convolution", "s2.0.conv", "weights", pytest.approx(4e-6)),
+        ("odd_1", "Permute", "", "", pytest.approx(1e-6)),
     ]  # fmt: skip
-    assert (found["wall_s"], len(found["speedometer_cpu_s"])) == ([6e-6] * 3, 4)
-    assert set(found) == set(answer())  # as the other process answers
+    # three rounds of three warm calls, and as many with the clock on each layer
+    assert [len(p) for p in found.wall_s] == [9, 9]
+    assert [len(p) for p in found.table.layers[0].samples_s] == [9, 9]
+    assert found.whole_s == pytest.approx(6e-6)
+    assert (found.device, found.to_json()["protocol"]) == ("speaking", 2)
 
 
 def test_a_specs_weights_are_listed_as_the_net_runs_them(lab: Path) -> None:
@@ -234,42 +263,42 @@ def test_what_the_profile_costs_is_taken_off_each_operator_but_never_below_nothi
 # Measuring ------------------------------------------------------------------------------------------------------
 
 
-def answer(names: tuple[str, str] = ("a", "Reorder_token_1")) -> dict[str, Any]:
-    return {
-        "overhead_s": 1e-6,
-        "runtime_version": "1.32.0",
-        "precision": "float32",
-        "wall_s": [10e-3, 11e-3, 12e-3],
-        "cpu_s": [10e-3, 10.9e-3, 11.9e-3],
-        "profiled_wall_s": [13e-3, 13e-3, 13e-3],
-        "profiled_cpu_s": [13e-3, 13e-3, 13e-3],
-        "speedometer_cpu_s": [3e-3] * 3,
-        "layers": [
-            {"name": names[0], "op": "Conv", "module": "stem.0.conv", "told_by": "name", "kernel": "",
-             "seconds": [8e-3, 8e-3, 9e-3]},
-            {"name": names[1], "op": "Reorder", "module": "stage1.0.x", "told_by": "neighbour", "kernel": "",
-             "seconds": [2e-3, 2e-3, 2e-3]},
-            {"name": "lost", "op": "Shape", "module": "", "told_by": "", "kernel": "", "seconds": [1e-4] * 3},
-        ],
-    }  # fmt: skip
+@pytest.fixture
+def converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "is_remembered", lambda *_: True)
+    monkeypatch.setattr(models, "converted", lambda c, r: Model(Path("net.x"), "sha", 10, 1e-7))
+
+
+class FakeHost(Speaking):
+    """The host, whose workers number the layers that move data anew: 8 + 2 + 0.1 ms of an 11 ms call."""
+
+    name = "host"
+    whole_s = 11e-3
+    every: list[wire.Request] = []  # noqa: RUF012
+
+    def __init__(self, address: str = "") -> None:
+        super().__init__(overhead_s=1e-6)
+        self.asked = FakeHost.every
+
+    def layers(self) -> list[tuple[str, str, float, str, str]]:
+        return [
+            ("a", "Conv", 8e-3, "stem.0.conv", "name"),
+            (f"Reorder_token_{len(self.asked)}", "Reorder", 2e-3, "stage1.0.x", "neighbour"),
+            ("lost", "Shape", 1e-4, "", ""),
+        ]
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
-    """Measuring processes that answer at once, and what they were asked."""
-    from bblab.latency import models
-    from bblab.latency.models import Model
-
-    monkeypatch.setattr(models, "is_remembered", lambda *_: True)
-    monkeypatch.setattr(models, "converted", lambda c, r: Model(Path("net.x"), "sha", 10, 1e-7))
-    seen: list[Mapping[str, Any]] = []
-
-    def ask(module: str, request: Mapping[str, Any], **_: Any) -> dict[str, Any]:
-        seen.append(request)
-        return answer(("a", f"Reorder_token_{len(seen)}"))
-
-    monkeypatch.setattr(perop.measure, "__kwdefaults__", {**(perop.measure.__kwdefaults__ or {}), "ask": ask})
-    return seen
+def asked(converted: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[wire.Request]]:
+    """What the measuring processes were asked."""
+    monkeypatch.setattr(FakeHost, "every", [])
+    devices.kinds()
+    real = devices.DEVICES["host"]
+    devices.DEVICES.add("host", FakeHost, replace=True)
+    devices.DEVICES.add("elsewhere", FakeHost, replace=True)
+    yield FakeHost.every
+    devices.DEVICES.add("host", real, replace=True)
+    del devices.DEVICES._items["elsewhere"]
 
 
 def test_operators_of_several_processes_are_one_although_they_are_numbered_anew(
@@ -277,7 +306,7 @@ def test_operators_of_several_processes_are_one_although_they_are_numbered_anew(
 ) -> None:
     done = bblab("bench", "nanotrack", "--per-op", "--json", "-")
     row = json.loads(done.out)["operators"][0]
-    assert len(asked) == perop.PROCESSES
+    assert len(asked) == perop.PLAN.processes
     assert [o["name"] for o in row["operators"]] == ["a", "Reorder_token_1", "lost"]
     assert row["operators"][0]["median_s"] == pytest.approx(8e-3 - 1e-6)
     assert row["sum_as_profiled_s"] == pytest.approx(10.1e-3)
@@ -297,16 +326,39 @@ def test_a_person_reads_rows_operators_the_sum_and_what_was_not_mapped(
     with Store.open(Lab().store_path, read_only=True) as store:
         run = store.runs(kind="operators")[0]
         assert (run.name, run.inputs["runtime"]) == ("nanotrack", "ort")
-        # every sample: 3 processes x 3 calls of 3 operators
-        assert len(store.samples(run.id)["operators_s"]) == 27
+        # every sample: 3 processes x 10 rounds x 3 calls of 3 operators
+        assert len(store.samples(run.id)["operators_s"]) == 270
+        assert run.inputs["protocol"] == 2
+
+
+def test_operators_are_measured_wherever_bench_runs(asked: list[Any], bblab: Callable[..., Any]) -> None:
+    done = bblab("bench", "nanotrack", "--per-op", "--device", "elsewhere")
+    assert (done.code, done.err, len(asked)) == (0, "", perop.PLAN.processes)
+
+
+def test_ctrl_c_keeps_the_finished_processes(
+    asked: list[Any], bblab: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = FakeHost.layers
+
+    def layers(self: FakeHost) -> Any:
+        if len(self.asked) == 3:
+            raise KeyboardInterrupt
+        return real(self)
+
+    monkeypatch.setattr(FakeHost, "layers", layers)
+    done = bblab("bench", "nanotrack", "mobileone_s0@s16", "--per-op", "--json", "-")
+    assert done.code == 1
+    (row,) = json.loads(done.out)["operators"]  # and the second net is not begun
+    assert (row["processes"], row["notes"]) == (2, ["stopped by hand after 2 process(es)"])
 
 
 def test_parts_that_do_not_add_up_are_said_so() -> None:
     row = {
-        "label": "x deploy", "runtime": "ort", "runtime_version": "1", "precision": "float32", "threads": 1,
-        "input": [3, 9, 9], "processes": 1, "calls": 3, "profile_adds_s_an_operator": 0.0, "sum_as_profiled_s": 1.0,
-        "sum_over_whole": 0.5, "whole_s": 2.0, "whole_cpu_p50_s": 1.9, "wall_over_cpu": 1.0, "notes": [],
-        **tabulate([Layer("a", 1.0, "Conv", "s2.0")], PLACES).to_json(),
+        "label": "x deploy", "device": "host", "runtime": "ort", "runtime_version": "1", "precision": "float32",
+        "threads": 1, "input": [3, 9, 9], "processes": 1, "calls": 3, "profile_adds_s_an_operator": 0.0,
+        "sum_as_profiled_s": 1.0, "sum_over_whole": 0.5, "whole_s": 2.0, "whole_cpu_p50_s": 1.9, "wall_over_cpu": 1.0,
+        "notes": [], **tabulate([Layer("a", 1.0, "Conv", "s2.0")], PLACES).to_json(),
     }  # fmt: skip
     page = reports.find("per_op", Lab().rooms)([row])
     assert any("DO NOT ADD UP" in note for note in page.notes)
@@ -318,7 +370,7 @@ def test_parts_that_do_not_add_up_are_said_so() -> None:
         (["--per-op"], "of which net?"),
         (["nanotrack", "--per-op", "--runtime", "torch"], "torch does not tell the times of its operators"),
         (["nanotrack", "--per-op", "--fps", "30"], "--fps has no meaning with --per-op"),
-        (["nanotrack", "--per-op", "--device", "adb:x"], "on the host only"),
+        (["nanotrack", "--per-op", "--budget", "-1"], "--budget must be seconds above 0"),
         ([], "no spec is named"),
     ],
 )
@@ -330,52 +382,13 @@ def test_wrong_questions_are_refused_before_anything_runs(
     assert said in done.err
 
 
-# The process ----------------------------------------------------------------------------------------------------
-
-
-def run_task(code: str, tmp_path: Path, **how: Any) -> dict[str, Any]:
-    script = tmp_path / "task.py"
-    script.write_text(
-        f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nfrom bblab.latency.tasks import main\n"
-        "raise SystemExit(main('asked_module'))\n"
-    )
-    (tmp_path / "asked_module.py").write_text(code)
-    return tasks.ask("asked_module", {"x": 2}, limit_s=how.pop("limit_s", 30), command=(sys.executable, str(script)))
-
-
-def test_a_process_answers_whatever_it_prints(tmp_path: Path) -> None:
-    code = "import os\ndef answer(r):\n    print('noise'); os.system('echo more noise')\n    return {'y': r['x'] + 1}\n"
-    assert run_task(code, tmp_path) == {"y": 3}
-
-
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        ("raise ValueError('so it is')", "failed: ValueError: so it is"),
-        ("import os; os._exit(3)", "ended with code 3"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "out of memory"),
-        ("return {'y': float('nan')}", "ended with code"),
-    ],
-)
-def test_a_process_that_fails_is_told_with_its_last_words(tmp_path: Path, body: str, said: str) -> None:
-    with pytest.raises(RunError, match=said):
-        run_task(f"def answer(r):\n    {body}\n", tmp_path)
-
-
-def test_a_process_that_hangs_is_ended(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="longer than 2 s"):
-        run_task("import time\ndef answer(r):\n    time.sleep(60)\n", tmp_path, limit_s=2)
-
-
 # For real -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("runtime", ["ort", "openvino"])
 def test_a_real_net_is_mapped_whole(lab: Path, runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip({"ort": "onnxruntime"}.get(runtime, runtime))
-    monkeypatch.setattr(
-        perop.measure, "__kwdefaults__", {**(perop.measure.__kwdefaults__ or {}), "processes": 1, "calls": 5}
-    )
+    monkeypatch.setattr(perop, "PLAN", Plan(processes=1, rounds=2))
     done = Lab().per_op(["nanotrack"], size=63, runtimes=[runtime])
     (row,) = done.rows
     assert row["unmapped"] == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from bblab.lab import Lab, benching
-from bblab.latency import models, pipeline, trackerframe, trackerhead
+from bblab.latency import devices, models, pipeline, trackerframe, trackerhead, wire
+from bblab.latency.devices.host import Host
 from bblab.latency.models import Model
-from bblab.latency.pipeline import WHOLE
-from bblab.latency.pipeworker import FRAME, TEMPLATE
+from bblab.latency.stageworker import FRAME, TEMPLATE, WHOLE
 from bblab.latency.trackerframe import MEAN, STD, Decoder, by_numpy, patch
 from bblab.store import Store
 
@@ -109,42 +109,55 @@ def test_the_head_correlates_every_template_position_with_every_search_position(
 SECONDS = dict(zip((*FRAME, *TEMPLATE), (1e-3, 4e-3, 2e-3, 1e-3, 0.5e-3, 1e-3), strict=True))
 
 
-def answer(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Paced frames take half as long again; the third frame of each is twice as slow."""
-    samples: dict[str, Any] = {}
-    whole: dict[str, Any] = {}
-    for pace in request["paces"]:
-        key = f"{pace:g}" if pace else ""
-        slow = 1.5 if pace else 1.0
-        samples[key] = {s: [[t * slow * k, t * slow * k] for k in (1, 1, 2)] for s, t in SECONDS.items()}
-        whole[key] = [[8e-3 * slow * k, 8e-3 * slow * k] for k in (1, 1, 2)]
-    return {
-        "runtime_version": "1.32.0", "precision": "float32", "photo": "photo (made up)", "frame": [480, 640],
-        "resized_by": "numpy", "samples": samples, "whole": whole, "late": {f"{request['paces'][1]:g}": 1},
-        "speedometer_cpu_s": [3e-3] * 3,
-    }  # fmt: skip
+class FakeHost(Host):
+    """Paced frames take half as long again; the third frame of each sequence is twice as slow."""
+
+    requests: list[wire.Request] = []  # noqa: RUF012
+    stop_at = 0
+
+    def run(self, request: wire.Request, *, silence_s: float) -> Generator[wire.Message]:
+        FakeHost.requests.append(request)
+        if len(FakeHost.requests) == FakeHost.stop_at:
+            raise KeyboardInterrupt
+        yield wire.Hello(request.runtime, "1.32.0", "float32", "fake")
+        for name, text in (("photo", "photo (made up)"), ("resized_by", "numpy"), ("frame", "480 640")):
+            yield wire.Note(name, text)
+        yield wire.Ready(3)
+        for number, state in enumerate(request.options["paces"]):
+            yield wire.Speed(number, 3e-3, 3e-3)
+            slow = 1.5 if state == "paced" else 1.0
+            for name in TEMPLATE:
+                yield wire.Stage(number, state, name, SECONDS[name] * slow, SECONDS[name] * slow)
+            for k in (1, 1, 2):
+                for name in FRAME:
+                    yield wire.Stage(number, state, name, SECONDS[name] * slow * k, SECONDS[name] * slow * k)
+                yield wire.Stage(number, state, WHOLE, 8e-3 * slow * k, 8e-3 * slow * k)
+        yield wire.Speed(request.rounds, 3e-3, 3e-3)
+        yield wire.End(request.rounds)
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[wire.Request]]:
     monkeypatch.setattr(models, "is_remembered", lambda *_: True)
     monkeypatch.setattr(models, "converted", lambda c, r: Model(Path(f"{c.label}.x"), "sha", 10, 1e-7))
-    seen: list[Mapping[str, Any]] = []
-
-    def ask(module: str, request: Mapping[str, Any], **_: Any) -> dict[str, Any]:
-        seen.append(request)
-        return answer(request)
-
-    defaults = {**(pipeline.measure.__kwdefaults__ or {}), "ask": ask}
-    monkeypatch.setattr(pipeline.measure, "__kwdefaults__", defaults)
-    return seen
+    monkeypatch.setattr(FakeHost, "requests", [])
+    monkeypatch.setattr(FakeHost, "stop_at", 0)
+    devices.kinds()
+    real = devices.DEVICES["host"]
+    devices.DEVICES.add("host", FakeHost, replace=True)
+    yield FakeHost.requests
+    devices.DEVICES.add("host", real, replace=True)
 
 
 def test_stages_have_shares_and_both_paces(asked: list[Any], bblab: Callable[..., Any]) -> None:
     done = bblab("bench", "nanotrack", "--pipeline", "--fps", "60", "--json", "-")
     (row,) = json.loads(done.out)["pipelines"]
-    assert len(asked) == pipeline.PROCESSES
-    assert asked[0]["paces"] == [None, 60]
+    assert len(asked) == pipeline.PLAN.processes
+    # six sequences of each pace, in a new order in each process
+    assert {tuple(sorted(r.options["paces"])) for r in asked} == {("paced",) * 6 + ("warm",) * 6}
+    assert len({tuple(r.options["paces"]) for r in asked}) > 1
+    assert asked[0].pace_s == pytest.approx(1 / 60)
+    assert (row["protocol"], {s["state"] for s in row["stages"]}) == (2, {"warm", "paced"})
     by = {(s["stage"], s["pace_fps"]): s for s in row["stages"]}
     # 1, 4, 2 and 1 of 8 ms
     assert [by[name, None]["share"] for name in FRAME] == [pytest.approx(x / 8) for x in (1, 4, 2, 1)]
@@ -153,7 +166,8 @@ def test_stages_have_shares_and_both_paces(asked: list[Any], bblab: Callable[...
     assert by["backbone on search", None]["p90_s"] == pytest.approx(8e-3)  # a third of the frames are twice as slow
     assert [by[name, None]["share"] for name in TEMPLATE] == [None, None]
     assert [w["stage"] for w in row["whole"]] == [WHOLE, WHOLE]
-    assert row["late_frames"] == {"60": pipeline.PROCESSES}
+    # at 60 fps a frame has 16.7 ms: the third of each paced sequence takes 8 x 1.5 x 2 = 24
+    assert row["late_frames"] == {"60": pipeline.PLAN.processes * 6}
 
 
 def test_a_person_reads_shares_the_photo_and_what_came_late(asked: list[Any], bblab: Callable[..., Any]) -> None:
@@ -162,10 +176,10 @@ def test_a_person_reads_shares_the_photo_and_what_came_late(asked: list[Any], bb
     line = next(x for x in done.out.splitlines() if x.startswith("backbone on search"))
     assert line.split()[3:] == ["4.000", "8.000", "50%", "6.000", "12.000", "50%", "1.50"]
     assert "photo (made up), 640×480; resized by numpy" in done.out
-    assert "5 of 15 frames took longer than the 33.3 ms of 30 fps" in done.out
+    assert "0 of 90 frames took longer than the 33.3 ms of 30 fps" in done.out
     with Store.open(Lab().store_path, read_only=True) as store:
         (run,) = store.runs(kind="pipeline")
-        assert len(store.samples(run.id)["backbone on search, 30 fps, cpu_s"]) == 15
+        assert len(store.samples(run.id)["backbone on search, 30 fps, cpu_s"]) == 90
 
 
 def test_the_nets_are_cut_to_the_trackers_own_sizes(lab: Path) -> None:
@@ -176,28 +190,22 @@ def test_the_nets_are_cut_to_the_trackers_own_sizes(lab: Path) -> None:
     assert found.head.input == (48, 1, 8 * 8 + 16 * 16)
 
 
-def test_ctrl_c_keeps_the_finished_processes(asked: list[Any], lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    count = 0
-
-    def ask(module: str, request: Mapping[str, Any], **_: Any) -> dict[str, Any]:
-        nonlocal count
-        count += 1
-        if count == 3:
-            raise KeyboardInterrupt
-        return answer(request)
-
-    monkeypatch.setattr(pipeline.measure, "__kwdefaults__", {**(pipeline.measure.__kwdefaults__ or {}), "ask": ask})
-    (row,) = Lab().bench_pipeline(["nanotrack"]).rows
+def test_ctrl_c_keeps_the_finished_processes(asked: list[Any], lab: Path) -> None:
+    FakeHost.stop_at = 3
+    done = Lab().bench_pipeline(["nanotrack", "mobileone_s0@s16"])
+    (row,) = done.rows  # and the second net is not begun
     assert row["processes"] == 2
-    assert row["notes"] == ["stopped by hand after 2 of 5 processes"]
+    assert row["notes"] == ["stopped by hand after 2 process(es)"]
+    assert "2 finished process(es)" in str(done.problems[0]) or "stopped" in str(done.problems[0])
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--pipeline"], "of which net?"),
-        (["nanotrack", "--pipeline", "--fps", "0"], "--fps 0"),
-        (["nanotrack", "--pipeline", "--budget", "9"], "--budget has no meaning"),
+        (["nanotrack", "--pipeline", "--fps", "0"], "--fps must be between 1 and 1000"),
+        (["nanotrack", "--pipeline", "--budget", "0"], "--budget must be seconds above 0"),
+        (["nanotrack", "--pipeline", "--device", "adb:x"], "on the host only"),
         (["nanotrack", "--pipeline", "--per-op"], "different measurements"),
         (["no_such_net", "--pipeline"], "no spec 'no_such_net'"),
     ],
@@ -210,8 +218,7 @@ def test_wrong_questions_are_refused(asked: list[Any], bblab: Callable[..., Any]
 
 def test_a_real_pipeline_runs(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "FRAMES", 3)
-    defaults = {**(pipeline.measure.__kwdefaults__ or {}), "processes": 1, "sequences": 1}
-    monkeypatch.setattr(pipeline.measure, "__kwdefaults__", defaults)
+    monkeypatch.setattr(pipeline, "PLAN", pipeline.Plan(processes=1, rounds=2))
     done = Lab().bench_pipeline(["nanotrack"], fps=100)
     assert done.problems == ()
     (row,) = done.rows

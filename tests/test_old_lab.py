@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from bblab.errors import BblabError
+from bblab.lab import Lab
+
 OLD = Path(__file__).resolve().parent / "data" / "lab_0_1"
 PRETRAINING, EXPORT = 28, 31
 
@@ -58,6 +61,22 @@ def test_two_of_its_timings_are_compared(old: Path, bblab: Callable) -> None:
     ran = bblab("diff", 5, 6)
     assert ran.code == 0, ran.err
     assert "train" in ran.out and "deploy" in ran.out
+
+
+def test_its_latencies_are_of_protocol_1_apart_and_on_no_chart(old: Path, bblab: Callable, tmp_path: Path) -> None:
+    ran = bblab("report", "comparison", "--json", "-")
+    assert ran.code == 0, ran.err
+    assert "bblab bench --again" in ran.out
+    for name in ("pareto", "comparison", "spec_card"):
+        page, _ = Lab().report(name, files=False)
+        assert page.charts == () or not any(c.key.startswith("latency") for c in page.charts)
+        (table,) = (t for title, t in page.sections if "older protocol" in title) if name != "spec_card" else (None,)
+        if table is not None:
+            assert {cells[-1] for cells in table.cells} == {"bblab bench --again"}
+            assert len(table.cells) == 7  # nine timings, of which two are a session's reference
+    with pytest.raises(BblabError, match="nothing is timed here by this protocol") as none:
+        Lab().report("device", files=False)
+    assert "bblab bench --again" in none.value.hint
 
 
 # ---------------------------------------------------------------------------------------------- its training

@@ -106,34 +106,31 @@ def test_one_seed_keeps_its_own_draws() -> None:
     assert list(front.pooled_draws([own], [2.0], seed=0)) == [1.0, 2.0, 3.0]
 
 
-def test_a_cluster_bootstrap_agrees_with_enumerating_processes_and_calls() -> None:
-    # Two processes of two calls: (1, 2) and (5, 9). All 4 ordered picks of processes and 2^4 of calls, each as
-    # likely: the smallest of the four (quantile 0), enumerated.
-    calls = [(1.0, 2.0), (5.0, 9.0)]
-    exact: dict[float, float] = {}
-    for a, b in itertools.product(calls, repeat=2):
-        for inner in itertools.product(a, a, b, b):
-            exact[min(inner)] = exact.get(min(inner), 0) + 1 / 64
-    index, sizes = front.picks([2, 2], 60_000, seed=2)
-    drawn = front.drawn_quantile(np.array([1.0, 2.0, 5.0, 9.0]), index, sizes, 0.0)
-    for value, share in exact.items():
-        assert float((drawn == value).mean()) == pytest.approx(share, abs=0.01)
+def test_draws_of_a_session_are_of_students_t() -> None:
+    # log ratios 0, 1, 2 of three processes: mean 1, sd 1, standard error 1 / sqrt 3; t(0.975, 2) = 4.3027
+    drawn = front.session_draws([[0.0, 1.0, 2.0]], [5], 200_000, seed=1)
+    half = 4.3027 / 3**0.5
+    assert np.quantile(drawn, [0.025, 0.5, 0.975]) == pytest.approx([1 - half, 1.0, 1 + half], abs=0.06)
 
 
-def test_processes_of_different_length_are_drawn_whole() -> None:
-    index, sizes = front.picks([1, 3], 5_000, seed=4)
-    assert set(sizes) == {2, 4, 6}  # the short one twice, both, the long one twice
-    real = (index >= 0).sum(1)
-    assert (real == sizes).all()
-    assert front.drawn_quantile(np.array([7.0, 1.0, 1.0, 1.0]), index, sizes, 1.0)[sizes == 2] == pytest.approx(7.0)
+def test_nets_of_one_session_share_what_their_processes_had_in_common() -> None:
+    shared = np.array([0.0, 0.3, -0.2, 0.1, 0.4, -0.1])
+    own = np.array([0.001, -0.001, 0.002, 0.0, -0.002, 0.001])
+    a, b = (front.session_draws([list(x)], [5], 4000, seed=1) for x in (shared, shared + 0.01 + own))
+    # each alone wavers by a tenth, their difference by a thousandth: the slower one is never drawn as the faster
+    assert a.std() > 0.1 and (b - a).std() < 0.003
+    assert (b > a).mean() > 0.99
+    other = front.session_draws([list(shared)], [6], 4000, seed=1)
+    assert abs(float(np.corrcoef(a, other)[0, 1])) < 0.1
 
 
-def test_the_quantile_of_picks_is_numpys() -> None:
-    rng = np.random.default_rng(1)
-    values = rng.random(17)
-    index = rng.integers(0, 17, (50, 9))
-    drawn = front.drawn_quantile(values, index, np.full(50, 9), 0.1)
-    assert drawn == pytest.approx(np.quantile(values[index], 0.1, axis=1))
+def test_sessions_that_disagree_widen_the_draws() -> None:
+    close = [[0.0, 0.01, -0.01]] * 2
+    apart = [[0.0, 0.01, -0.01], [1.0, 1.01, 0.99]]
+    agreed = front.session_draws(close, [1, 2], 4000, seed=1)
+    disagreed = front.session_draws(apart, [1, 2], 4000, seed=1)
+    assert np.median(disagreed) == pytest.approx(0.5, abs=0.05)
+    assert disagreed.std() > 20 * agreed.std()
 
 
 def test_a_missing_interval_draws_the_value_itself() -> None:

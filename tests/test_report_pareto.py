@@ -52,13 +52,17 @@ def timing(
     inputs = {
         "spec": name, "device": "host", "runtime": "ort", "runtime_version": "1.32.0", "form": form,
         "precision": "float32", "threads": 1, "input": [3, 255, 255], "batch": 1, "pace_fps": None,
-        "reference": reference,
+        "reference": reference, "protocol": 2,
     }  # fmt: skip
     inputs |= {k: v for k, v in more.items() if k in inputs}
-    ratio = float(np.quantile(own, 0.1)) / 0.040
-    result = {
+    ratio = float(np.exp(np.mean(np.log(np.array(own) / 0.040))))
+    figures = {
         "cpu_p10_s": float(np.quantile(own, 0.1)), "ratio": ratio, "ratio_low": ratio * (1 - 2 * spread),
-        "ratio_high": ratio * (1 + 2 * spread), "processor": "cpu", "estimator": "cpu_p10", "steady": True,
+        "ratio_high": ratio * (1 + 2 * spread),
+    }  # fmt: skip
+    cold = {key: 1.2 * value for key, value in figures.items()}
+    result = {
+        **figures, "warm": figures, "cold": cold, "paced": None, "processor": "cpu", "steady": True,
         "is_busy": False, "is_reference": False, "reference_form": "deploy",
         "reference_input": inputs["input"], "session": session, "doubts": [],
         "conditions": {"before": {"cpu_model": "Made-up CPU", "load_average": [0.5]}, "after": {"load_average": [0.7]}},
@@ -173,7 +177,7 @@ def test_milliseconds_are_the_ratio_times_the_references_time(filled: Any) -> No
     "other",
     [
         {"device": "pixel6"}, {"runtime": "ncnn"}, {"runtime_version": "1.33.0"}, {"threads": 2},
-        {"precision": "int8"}, {"input": [3, 127, 127]}, {"pace_fps": 30.0}, {"batch": 2},
+        {"precision": "int8"}, {"input": [3, 127, 127]}, {"batch": 2},
     ],
     ids=lambda o: next(iter(o)),
 )  # fmt: skip
@@ -294,6 +298,35 @@ def test_a_net_timed_beside_another_reference_only_is_listed_apart(filled: Any) 
     rows = [*FOUR, timing("x", "9" * 12, 0.003, reference="a", session="duel"), training("x", "9" * 12, 75)]
     found = apart(page_of(filled(rows)))
     assert "no common reference: bblab bench x" in found["x"]
+
+
+def test_an_older_protocol_is_apart_and_on_no_chart(filled: Any) -> None:
+    rows = [*FOUR, timing("a", f"{1:012x}", 0.020, session="old", protocol=None)]
+    rows[-1].inputs.pop("protocol")  # type: ignore[attr-defined]
+    page = page_of(filled(rows))
+    (chart,) = main_charts(page)
+    assert {round(m.x * 1e3, 3) for m in chart.marks} == {2, 4, 6, 9}  # not averaged with its 20 ms
+    (old,) = (table for title, table in page.sections if title.startswith("apart: measured by an older protocol"))
+    ((name, _, ratio, *_, where, _, command),) = old.cells
+    assert (name, ratio[:4], command) == ("a", "0.50", "bblab bench --again")
+    assert "protocol 1 (cold, mixed)" in where
+
+
+def test_cold_has_a_chart_of_its_own_where_it_is_selected(filled: Any) -> None:
+    lab = filled(FOUR)
+    (warm,) = main_charts(page_of(lab))
+    (cold,) = main_charts(page_of(Lab(), select="state=cold"))
+    assert (dict(warm.place)["state"], dict(cold.place)["state"]) == ("warm", "cold")
+    assert sorted(round(m.x * 1e3, 2) for m in cold.marks) == [2.4, 4.8, 7.2, 10.8]
+
+
+def test_one_process_is_on_no_chart(filled: Any) -> None:
+    lone = timing("lone", "7" * 12, 0.001, with_samples=False)
+    for figures in (lone.result, lone.result["warm"]):
+        figures["ratio_low"] = figures["ratio_high"] = None  # type: ignore[index]
+    page = page_of(filled([*FOUR, lone, training("lone", "7" * 12, 75)]))
+    assert "lone" not in {m.name for c in main_charts(page) for m in c.marks}
+    assert "no interval" in apart(page)["lone"]
 
 
 def test_a_stopped_training_has_no_accuracy(filled: Any) -> None:

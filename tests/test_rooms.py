@@ -175,7 +175,7 @@ def test_every_import_goes_downwards(installed: Path) -> None:
     [
         ("rooms.py", "import bblab.spec", "bblab.rooms -> bblab.spec"),
         ("spec.py", "from bblab import store", "bblab.spec -> bblab.store"),
-        ("latency/measure.py", "def f():\n    from bblab.store import Store", "bblab.latency.measure -> bblab.store"),
+        ("latency/session.py", "def f():\n    from bblab.store import Store", "bblab.latency.session -> bblab.store"),
         ("store.py", "from bblab.spec import ArchSpec", "bblab.store -> bblab.spec"),
         ("blocks/conv.py", "from bblab.spec import Row", "bblab.blocks.conv -> bblab.spec"),
         ("blocks/conv.py", "from bblab.blocks import pool", "bblab.blocks.conv -> bblab.blocks.pool"),

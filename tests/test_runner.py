@@ -545,48 +545,47 @@ def test_without_ninja_make_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 # What it says ---------------------------------------------------------------------------------------------------
 
-# The aarch64 runner under qemu, one net of two convolutions, --cpus 0, per_layer; 2026-11.
+# The x86-64 runner, one net of two convolutions, a round of one warm call, the probe layers; 2026-11.
 RECORDED = """\
-BBLAB {"kind": "hello", "wire": 1, "runtime": "ncnn-static", "runtime_version": "1.0.20261020", "precision": "float32", "speedometer": "xorshift64-2000000", "arch": "aarch64", "cpus": [0], "per_layer": true}
-BBLAB {"kind": "ready", "models": 1}
-BBLAB {"kind": "speed", "round": 0, "wall_s": 0.006371040, "cpu_s": 0.006367000}
-BBLAB {"kind": "call", "round": 0, "model": 0, "wall_s": 0.001862016, "cpu_s": 0.001861000}
-BBLAB {"kind": "layer", "round": 0, "model": 0, "place": 0, "name": "conv_0", "type": "Convolution", "output": [8, 16, 16], "wall_s": 0.001102000}
-BBLAB {"kind": "layer", "round": 0, "model": 0, "place": 1, "name": "add_0", "type": "BinaryOp", "output": [], "wall_s": 0.000102000}
-BBLAB {"kind": "speed", "round": 1, "wall_s": 0.006371040, "cpu_s": 0.006367000}
-BBLAB {"kind": "end", "rounds": 1, "peak_memory_bytes": 9437184}
-"""  # noqa: E501  as it came
+PLACEHOLDER
+"""
 
 
 def test_what_the_runner_says_is_understood() -> None:
     heard = [wire.parse(line) for line in RECORDED.splitlines()]
     assert heard[0] == wire.Hello("ncnn-static", "1.0.20261020", "float32", "xorshift64-2000000")
-    assert heard[4] == wire.Layer(0, 0, 0, "conv_0", "Convolution", 0.001102)
+    assert [m.state for m in heard if isinstance(m, wire.Call)] == ["cold", "warm", "profiled"]
+    layers = [m for m in heard if isinstance(m, wire.Layer)]
+    assert [(m.place, m.name, m.type) for m in layers] == [
+        (0, "conv_0", "Convolution"),
+        (1, "convdw_1", "ConvolutionDepthWise"),
+    ]
     assert heard[-1] == wire.End(1)
 
 
 def test_a_host_hears_the_layers_and_garbage_breaks_it() -> None:
-    request = wire.Request("ncnn-static", 1, 0, 0, (wire.ModelFile("a", "/a", (1, 3, 8, 8)),), ((0,),), per_layer=True)
+    net = wire.ModelFile("a", "/a", (1, 3, 8, 8))
+    request = wire.Request("ncnn-static", 1, 0, 0, (net,), ((0,),), probe="layers", warm_calls=1)
     speak = f"import sys; sys.stdin.readline(); print({RECORDED!r}, end='')"
     heard = list(Host(command=(sys.executable, "-c", speak)).run(request, silence_s=20))
-    assert [m.kind for m in heard] == ["hello", "ready", "speed", "call", "layer", "layer", "speed", "end"]
-    cut = RECORDED.replace('"type": "BinaryOp", ', "")
+    assert [m.kind for m in heard] == [
+        "hello", "ready", "speed", "call", "call", "call", "layer", "layer", "speed", "end"
+    ]  # fmt: skip
+    cut = RECORDED.replace('"type": "ConvolutionDepthWise", ', "")
     with pytest.raises(wire.WireError, match="'layer' without 'type'"):
         list(Host(command=(sys.executable, "-c", f"print({cut!r})")).run(request, silence_s=20))
 
 
-def test_a_request_says_whether_layers_are_wanted_and_an_old_one_does_not() -> None:
-    request = wire.Request("r", 1, 0, 0, (), (), per_layer=True)
-    assert wire.parse_request(wire.encode_request(request)) == request
-    record = json.loads(wire.encode_request(request))
-    del record["per_layer"]
-    assert wire.parse_request(json.dumps(record)).per_layer is False
+def test_a_worker_says_which_probes_it_has() -> None:
+    request = wire.Request("ort", 1, 0, 0, (), (), probe="smell")
+    with pytest.raises(RuntimeError, match="does not know the probe 'smell'; it has rounds, layers, stages"):
+        worker.main(io.StringIO(wire.encode_request(request)), io.StringIO())
 
 
 def test_the_worker_in_python_does_not_pretend_to_time_layers() -> None:
-    request = wire.Request("ort", 1, 0, 0, (), (), per_layer=True)
-    with pytest.raises(RuntimeError, match="does not tell the times of layers"):
-        worker.main(io.StringIO(wire.encode_request(request)), io.StringIO())
+    request = wire.Request("torch", 1, 0, 0, (wire.ModelFile("a", "/a", (1, 3, 8, 8)),), ((0,),), probe="layers")
+    with pytest.raises(BblabError, match="torch does not tell the times of its operators"):
+        worker.refuse(request)
 
 
 def test_arguments_are_those_the_program_knows() -> None:

@@ -122,6 +122,7 @@ def test_both_are_static_and_say_what_they_are(built: dict[str, Path], qemu: str
     for arch, prefix in (("x86_64", ()), ("aarch64", (qemu,))):
         about = runner.about(built[arch], prefix=prefix)
         assert (about["program"], about["wire"], about["arch"]) == ("bblab-runner", wire.VERSION, arch)
+        wire.check_protocol(about, "it")
         assert about["ncnn"].startswith("1.0.20")
         lines = run([*prefix, str(built[arch]), "--speedometer", "3"]).stdout.splitlines()
         speeds = [wire.parse(line) for line in lines]
@@ -154,8 +155,12 @@ def test_a_session_through_the_host(built: dict[str, Path]) -> None:
     assert (small.runtime, small.precision, small.processes, small.rounds) == ("ncnn-static", "float32", 2, 3)
     assert small.speedometer_name == "xorshift64-2000000"
     assert [len(p) for p in small.speedometer.cpu_s] == [4, 4]
-    assert all(0 < c <= w for t in (small, large) for p in range(2) for c, w in zip(
-        t.samples.cpu_s[p], t.samples.wall_s[p], strict=True))  # fmt: skip
+    for own in (s for t in (small, large) for s in t.samples.values()):
+        pairs = [(c, w) for p in range(2) for c, w in zip(own.cpu_s[p], own.wall_s[p], strict=True)]
+        assert all(0 < c <= w for c, w in pairs)
+    assert {state: own.calls for state, own in small.samples.items()} == {"warm": 18, "cold": 6, "paced": 18}
+    assert all(cpu in os.sched_getaffinity(0) for cpu in small.pinned_cpus)
+    assert sum(map(len, small.warm.preempted)) == 18
     assert small.conversion_rel_error < 1e-5
     assert small.runtime_version == runner.about(built["x86_64"])["ncnn"]
 
@@ -169,7 +174,9 @@ def test_a_session_of_aarch64(built: dict[str, Path], qemu: str) -> None:
 
 def test_rounds_run_in_the_order_that_was_told(built: dict[str, Path], files: list[Path]) -> None:
     heard = list(Host(command=(str(built["x86_64"]),)).run(request(files, 4), silence_s=60))
-    assert [(m.round, m.model) for m in heard if isinstance(m, wire.Call)] == [
+    calls = [m for m in heard if isinstance(m, wire.Call)]
+    assert [m.state for m in calls] == ["cold", "warm", "warm", "warm"] * 8
+    assert [(m.round, m.model) for m in calls[::4]] == [
         (0, 0), (0, 1), (1, 1), (1, 0), (2, 0), (2, 1), (3, 1), (3, 0)
     ]  # fmt: skip
     assert [m.kind for m in heard[:5]] == ["hello", "ready", "speed", "call", "call"]
@@ -179,16 +186,22 @@ def test_rounds_run_in_the_order_that_was_told(built: dict[str, Path], files: li
 
 
 def test_layers_sum_to_less_than_their_call_and_are_the_models(built: dict[str, Path], files: list[Path]) -> None:
-    heard = list(Host(command=(str(built["x86_64"]),)).run(request(files, 2, per_layer=True), silence_s=60))
+    heard = list(Host(command=(str(built["x86_64"]),)).run(request(files, 2, probe="layers"), silence_s=60))
     with zipfile.ZipFile(files[1]) as packed:
         rows = packed.read("model.ncnn.param").decode().splitlines()[2:]
     in_file = {(row.split()[1], row.split()[0]) for row in rows} - {("in0", "Input")}
-    for call in (m for m in heard if isinstance(m, wire.Call)):
-        layers = [m for m in heard if isinstance(m, wire.Layer) and (m.round, m.model) == (call.round, call.model)]
+    every = [m for m in heard if isinstance(m, wire.Layer)]
+    counted: dict[tuple[int, int], int] = {}
+    for call in (m for m in heard if isinstance(m, wire.Call) and m.state == "profiled"):
+        at = (call.round, call.model)
+        number = counted.setdefault(at, 0)
+        counted[at] += 1
+        layers = [m for m in every if (m.round, m.model, m.call) == (*at, number)]
         assert [layer.place for layer in layers] == list(range(len(layers)))
         assert 0 < sum(layer.wall_s for layer in layers) <= call.wall_s
         if call.model == 1:
             assert {(layer.name, layer.type) for layer in layers} == in_file
+    assert set(counted.values()) == {wire.WARM_CALLS}
     silent = list(Host(command=(str(built["x86_64"]),)).run(request(files, 2), silence_s=60))
     assert not any(isinstance(m, wire.Layer) for m in silent)
 
@@ -246,7 +259,7 @@ GOOD = wire.encode_request(wire.Request("r", 1, 0, 0, (wire.ModelFile("a", "/non
         (GOOD[:-1], "cut off|was expected"),
         (GOOD + "}", "something follows"),
         ("[]", "not a JSON object"),
-        (GOOD.replace('"wire": 1', '"wire": 2'), "of version 2, this runner speaks version 1"),
+        (GOOD.replace('"wire": 2', '"wire": 1'), "of version 1, this runner speaks version 2"),
         (GOOD.replace('"threads": 1', '"threads": 0'), "whole number from 1 to 1024"),
         (GOOD.replace('"threads": 1', '"threads": 1.5'), "whole number"),
         (GOOD.replace('"threads": 1', '"threads": "1"'), "of another type"),
@@ -260,6 +273,9 @@ GOOD = wire.encode_request(wire.Request("r", 1, 0, 0, (wire.ModelFile("a", "/non
         (GOOD.replace('"/none"', '"/no\\u00fcne\\n"'), "cannot be read: No such file"),
         (GOOD.replace('"pace_s": 0.0', '"pace_s": -1'), "pace_s"),
         (GOOD.replace('"seed"', '"sead"'), 'has no "seed"'),
+        (GOOD.replace('"rounds"', '"stages"'), 'does not know the probe "stages"; it has rounds, layers'),
+        (GOOD.replace('"fill_s": 0.006', '"fill_s": -1'), "fill_s"),
+        (GOOD.replace('"cpus": []', '"cpus": [900, 901]'), "cannot be had|the system gives"),
     ],
 )
 def test_a_bad_request_is_one_tagged_line(built: dict[str, Path], text: str, why: str) -> None:

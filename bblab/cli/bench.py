@@ -28,10 +28,14 @@ ThreadsOption = Annotated[str, typer.Option("--threads", metavar="N,...", help="
 FormOption = Annotated[str, typer.Option("--form", metavar="FORM", help="deploy, train or both.")]
 SizeOption = Annotated[str, typer.Option("--size", metavar="SIZE", help="search, template or pixels.")]
 BudgetOption = Annotated[
-    float | None, typer.Option("--budget", metavar="SECONDS", help="Bound on measuring, all sessions together.")
+    float | None,
+    typer.Option("--budget", metavar="SECONDS", help="Bound on the whole command, conversions included."),
 ]
 FpsOption = Annotated[
-    float | None, typer.Option("--fps", metavar="N", help="Measure also at a camera's pace, beside back to back.")
+    float | None, typer.Option("--fps", metavar="N", help="Measure also at a camera's pace, beside warm and cold.")
+]
+WaitOption = Annotated[
+    bool, typer.Option("--wait", help="Wait for another measurement on the device to end, instead of refusing.")
 ]
 
 
@@ -68,56 +72,71 @@ def bench(
     pipeline: Annotated[
         bool, typer.Option("--pipeline", help="A tracker's frame: crop, backbone, head, decoding; also at --fps (30).")
     ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="All nets that an older protocol timed on the device, in one session.")
+    ] = False,
+    wait: WaitOption = False,
     csv: Annotated[str | None, typer.Option("--csv", metavar="FILE|-", help="Write the table as CSV.")] = None,
     json: common.JsonOption = None,
     lab: common.LabOption = None,
 ) -> None:
     """Rank specs by latency: shuffled rounds beside a reference in several processes, ratios with 95 % intervals.
 
-    Ends when the ranking has separated; where it does not, goes on to 11 processes, or as far as --budget reaches.
+    Warm calls rank: three in a row, after 6 ms of the same net. The cold call, the first after other nets, stands
+    beside them, and with --fps calls at a camera's pace. Ends when the ranking has separated; where it does not, goes
+    on to 11 processes, or as far as --budget reaches.
     """
-    from bblab import reports
     from bblab.lab import REFERENCE
     from bblab.latency import Plan
 
     if json == "-" and csv == "-":
         raise BblabError("--json - and --csv - both want stdout", hint="give one of them a file")
     machine = "-" in (json, csv)
-    asked = {"--per-op": per_op, "--blocks": blocks, "--estimate": estimate, "--pipeline": pipeline}
-    mode = bench_parts.one_mode(asked, specs, device=device, fps=fps, reference=reference, budget=budget)
+    asked = {
+        "--per-op": per_op, "--blocks": blocks, "--estimate": estimate, "--pipeline": pipeline, "--again": again,
+    }  # fmt: skip
+    mode = bench_parts.one_mode(asked, specs, device=device, fps=fps, reference=reference)
+    bench_parts.check_budget(budget)
     opened = common.open_lab(lab)
-    runtime = opened.usual_runtime(device) if runtime is None else runtime
-    how = bench_parts.How(opened, machine, json, csv)
-    if mode == "--per-op":
-        return bench_parts.per_op(
-            how, specs or [], edits or [], names(runtime), counts(threads), forms(form), pixels(size)
-        )
-    if mode == "--blocks":
-        return bench_parts.blocks(how, blocks or "", names(runtime), counts(threads), forms(form), budget)
-    if mode == "--estimate":
-        return bench_parts.estimate(
-            how, specs or [], edits or [], names(runtime), counts(threads), forms(form), pixels(size), budget
-        )
-    if mode == "--pipeline":
-        return bench_parts.pipeline(
-            how, specs or [], edits or [], names(runtime), counts(threads), forms(form), fps or 30.0
-        )
-    specs = specs or []
     plan = Plan(max_processes=11) if budget is None else Plan(max_processes=100, budget_s=budget)
+    specs = specs or []
+    if mode == "--again":
+        wanted = None if runtime is None else names(runtime)
+        with common.progress_bar(quiet=machine) as tell:
+            done = opened.bench_again(device=device, runtimes=wanted, plan=plan, waits=wait, on_progress=tell)
+        return _show(opened, done, machine, json, csv, "bblab report")
+    runtime = opened.usual_runtime(device) if runtime is None else runtime
+    measured: dict[str, Any] = {"runtimes": names(runtime), "threads": counts(threads), "waits": wait}
+    if mode:
+        how = bench_parts.How(opened, machine, json, csv, {**measured, "budget": budget})
+        if mode != "--pipeline":
+            how.options["device"] = device
+        if mode == "--per-op":
+            return bench_parts.per_op(how, specs, edits or [], forms(form), pixels(size))
+        if mode == "--blocks":
+            return bench_parts.blocks(how, blocks or "", forms(form))
+        if mode == "--estimate":
+            return bench_parts.estimate(how, specs, edits or [], forms(form), pixels(size))
+        return bench_parts.pipeline(how, specs, edits or [], forms(form), fps or 30.0)
     with common.progress_bar(quiet=machine) as tell:
         done = opened.bench(
             specs,
             edits=edits or (),
             device=device,
-            runtimes=names(runtime),
-            threads=counts(threads),
             forms=forms(form),
             size=pixels(size),
             reference=reference or REFERENCE,
             fps=fps,
             plan=plan,
             on_progress=tell,
+            **measured,
         )
+    _show(opened, done, machine, json, csv, _next(done, specs, device))
+
+
+def _show(opened: Lab, done: Bench, machine: bool, json: str | None, csv: str | None, after: str) -> None:
+    from bblab import reports
+
     if done.rows:
         page = reports.find("bench", opened.rooms)(done.rows)
         if csv:
@@ -132,7 +151,7 @@ def bench(
             out.print()
     if json:
         common.write_json(json, {"latency": list(done.rows), "problems": [str(p) for p in done.problems]})
-    finish(opened, done, machine, [t for t in (json, csv) if t], _next(done, specs, device))
+    finish(opened, done, machine, [t for t in (json, csv) if t], after)
 
 
 def _next(done: Bench, specs: Sequence[str], device: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bblab.cli import common
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """Where the output goes. `machine`: stdout is for a file's format alone."""
+    """Where the output goes, and how it is measured. `machine`: stdout is for a file's format alone."""
 
     lab: Lab
     machine: bool
     json: str | None
     csv: str | None
+    options: dict[str, Any] = field(default_factory=dict)  # runtimes, threads, budget, waits, device
 
 
 def one_mode(
@@ -31,7 +33,6 @@ def one_mode(
     device: str,
     fps: float | None,
     reference: str | None,
-    budget: float | None,
 ) -> str:
     """The one special measurement that was asked for, "" for the usual one. Raises BblabError for what cannot be."""
     wanted = [name for name, value in asked.items() if value]
@@ -42,37 +43,40 @@ def one_mode(
         raise BblabError("no spec is named", hint="for example: bblab bench mobileone_k5_se nanotrack; see bblab specs")
     if not mode:
         return mode
-    if mode != "--blocks" and not specs:
+    if mode not in ("--blocks", "--again") and not specs:
         raise BblabError(f"{mode} of which net?", hint=f"for example: bblab bench mobileone_k5_se {mode}")
-    if device != "host":
-        raise BblabError(f"{mode} is measured on the host only, not on {device}", hint="leave --device out")
+    if mode == "--pipeline" and device != "host":
+        raise BblabError(f"--pipeline is measured on the host only, not on {device}", hint="leave --device out")
     useless: dict[str, dict[str, object]] = {
-        "--per-op": {"--fps": fps, "--reference": reference, "--budget": budget},
+        "--per-op": {"--fps": fps, "--reference": reference},
         "--blocks": {"--fps": fps, "--reference": reference, "a spec": specs or None},
         "--estimate": {"--fps": fps, "--reference": reference},
-        "--pipeline": {"--reference": reference, "--budget": budget},
+        "--pipeline": {"--reference": reference},
+        "--again": {"--fps": fps, "--reference": reference, "a spec": specs or None},
     }
-    for option, value in useless.get(mode, {}).items():
+    for option, value in useless[mode].items():
         if value is not None:
             raise BblabError(f"{option} has no meaning with {mode}", hint="leave it out")
     if fps is not None and not 1 <= fps <= 1000:
-        raise BblabError(f"--fps {fps:g}", hint="frames a second from 1 to 1000")
+        raise BblabError(f"--fps must be between 1 and 1000 frames a second, got {fps:g}")
     return mode
+
+
+def check_budget(budget: float | None) -> None:
+    """Raises BblabError where it is not a number of seconds above 0."""
+    if budget is not None and not 0 < budget < math.inf:
+        raise BblabError(f"--budget must be seconds above 0, got {budget:g}", hint="leave it out for no bound")
 
 
 def per_op(
     how: How,
     specs: Sequence[str],
     edits: Sequence[str],
-    runtimes: Sequence[str],
-    threads: Sequence[int],
     forms: Any,  # a sequence of ops.Form, whose module imports torch's names
     size: str | int,
 ) -> None:
     with common.progress_bar(quiet=how.machine) as tell:
-        done = how.lab.per_op(
-            specs, edits=edits, runtimes=runtimes, threads=threads, forms=forms, size=size, on_progress=tell
-        )
+        done = how.lab.per_op(specs, edits=edits, forms=forms, size=size, on_progress=tell, **how.options)
     show(how, done, ("per_op", "per_op_top"), "operators")
     finish(how, done, _after_operators(how, done))
 
@@ -88,13 +92,9 @@ def _after_operators(how: How, done: Measured) -> str:
     return f"bblab bench --blocks 'kind={kind}{kernels},width=64,size=32'"
 
 
-def blocks(
-    how: How, grid: str, runtimes: Sequence[str], threads: Sequence[int], forms: Any, budget: float | None
-) -> None:
+def blocks(how: How, grid: str, forms: Any) -> None:
     with common.progress_bar(quiet=how.machine) as tell:
-        done, compared = how.lab.bench_blocks(
-            grid, runtimes=runtimes, threads=threads, form=_one_form(forms), budget=budget, on_progress=tell
-        )
+        done, compared = how.lab.bench_blocks(grid, form=_one_form(forms), on_progress=tell, **how.options)
     show(how, done, ("blocks",), "blocks", {"comparisons": compared})
     if not how.machine and compared:
         out = common.console()
@@ -125,21 +125,11 @@ def _one_form(forms: Any) -> Any:
     return forms[0]
 
 
-def estimate(
-    how: How,
-    specs: Sequence[str],
-    edits: Sequence[str],
-    runtimes: Sequence[str],
-    threads: Sequence[int],
-    forms: Any,
-    size: str | int,
-    budget: float | None,
-) -> None:
+def estimate(how: How, specs: Sequence[str], edits: Sequence[str], forms: Any, size: str | int) -> None:
     with common.progress_bar(quiet=how.machine) as tell:
         done, accuracy = how.lab.bench_estimate(
-            specs, edits=edits, runtimes=runtimes, threads=threads, form=_one_form(forms), size=size, budget=budget,
-            on_progress=tell,
-        )  # fmt: skip
+            specs, edits=edits, form=_one_form(forms), size=size, on_progress=tell, **how.options
+        )
     show(how, done, ("estimates",), "estimates", {"accuracy": accuracy})
     if not how.machine:
         for a in accuracy:
@@ -161,18 +151,10 @@ def _accuracy(a: Mapping[str, Any]) -> str:
     )
 
 
-def pipeline(
-    how: How,
-    specs: Sequence[str],
-    edits: Sequence[str],
-    runtimes: Sequence[str],
-    threads: Sequence[int],
-    forms: Any,
-    fps: float,
-) -> None:
+def pipeline(how: How, specs: Sequence[str], edits: Sequence[str], forms: Any, fps: float) -> None:
     with common.progress_bar(quiet=how.machine) as tell:
         done = how.lab.bench_pipeline(
-            specs, edits=edits, runtimes=runtimes, threads=threads, form=_one_form(forms), fps=fps, on_progress=tell
+            specs, edits=edits, form=_one_form(forms), fps=fps, on_progress=tell, **how.options
         )
     show(how, done, ("pipeline",), "pipelines")
     finish(how, done, f"bblab bench {specs[0]} --per-op")

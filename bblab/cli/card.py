@@ -23,9 +23,12 @@ def draw(profile: Profile, out: Console, *, layers: bool = False) -> None:
     parts: list[RenderableType] = [_title(row), _findings(row), _forms(row), _stages(row)]
     tracker = _tracker(row, profile.no_geometry_because)
     parts.append(tracker)
-    if row["latency"]:
-        parts.append(_latency(row["latency"]))
     out.print(Group(*[Group(part, Text("")) for part in parts]))
+
+
+def draw_latency(rows: list[Mapping[str, Any]], out: Console) -> None:
+    """Print the latency of both forms."""
+    out.print(Group(_latency(rows), Text("")))
 
 
 def _title(row: Mapping[str, Any]) -> RenderableType:
@@ -218,19 +221,14 @@ def _tracker(row: Mapping[str, Any], why_not: str) -> RenderableType:
     return lines
 
 
-def _interval(low: float | None, high: float | None) -> str:
-    if low is None or high is None or not low < high:
-        return "no interval"
-    return f"{digits(low)} – {digits(high)}"
-
-
 def _latency(rows: list[Mapping[str, Any]]) -> RenderableType:
-    from bblab.latency.words import count_of, interval_of
+    from bblab.latency.words import busy_words, count_of, interval_of
+    from bblab.reports.kit import tables
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     first = rows[0]
     table.add_column("latency")
-    for title in ("CPU p10", f"× {first['reference']}", "95 % interval", "wall p50", "wall p90", ""):
+    for title in ("warm CPU p10", f"× {first['reference']}, 95 %", "cold CPU p10", "warm wall p50", "p90", ""):
         table.add_column(title, justify="right" if title else "left")
     for r in rows:
         doubt = "" if r["steady"] else "not steady: " + "; ".join(r["doubts"])
@@ -239,8 +237,8 @@ def _latency(rows: list[Mapping[str, Any]]) -> RenderableType:
         if r.get("form_doubt"):
             doubt = f"{r['form_doubt']}; {doubt}".rstrip("; ")
         table.add_row(
-            r["form"], milliseconds(r["cpu_p10_s"]), digits(r["ratio"]),
-            _interval(*interval_of(r)),
+            r["form"], milliseconds(r["cpu_p10_s"]), tables.span(r["ratio"], *interval_of(r), 3),
+            milliseconds(r["cold"]["cpu_p10_s"]),
             milliseconds(r["wall_p50_s"]) if r["wall_p50_s"] else "not shown",
             milliseconds(r["wall_p90_s"]) if r["wall_p90_s"] else "not shown", Text(doubt, style="yellow"),
         )  # fmt: skip
@@ -252,8 +250,7 @@ def _latency(rows: list[Mapping[str, Any]]) -> RenderableType:
     )
     parts: list[RenderableType] = [table, Text(how, style="dim")]
     if first["is_busy"]:
-        busy = f"other work kept the machine busy (wall/CPU {digits(first['wall_over_cpu'])}): trust the ratio, not ms"
-        parts.append(Text(busy, style="yellow"))
+        parts.append(Text(busy_words(first["waiting"]), style="yellow"))
     if first["drift"] not in (None, "none"):
         parts.append(
             Text(

@@ -66,12 +66,18 @@ def diff(
 
 
 def _why(first: Run, second: Run) -> list[str]:
-    if (first.kind, second.kind) != ("timing", "timing") or first.id == second.id:
+    kinds = ("timing", "operators", "block", "pipeline", "latency_estimate")
+    if first.kind != second.kind or first.kind not in kinds or first.id == second.id:
         return []
     from bblab.cli.runs import as_row
+    from bblab.lab.racing import protocol_of
     from bblab.latency import explain
+    from bblab.latency.explain import protocol_words
 
-    return explain(as_row(first), as_row(second))
+    if first.kind == "timing":
+        return explain(as_row(first), as_row(second))
+    words = protocol_words(protocol_of(first), protocol_of(second))
+    return [words] if words else []
 
 
 def _headline(run: Run) -> str:

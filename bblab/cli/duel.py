@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import shlex
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -17,12 +17,14 @@ from bblab.cli.bench import (
     RuntimesOption,
     SizeOption,
     ThreadsOption,
+    WaitOption,
     counts,
     finish,
     forms,
     names,
     pixels,
 )
+from bblab.cli.bench_parts import check_budget
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 def duel(
     a: Annotated[str, typer.Argument(metavar="A", help="A spec.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another spec.")],
+    b: Annotated[str | None, typer.Argument(metavar="[B]", help="Another spec; left out, A with its --set.")] = None,
     edits: common.SetOption = None,
     device: DeviceOption = "host",
     runtime: RuntimesOption = None,
@@ -44,17 +46,19 @@ def duel(
     ] = None,
     budget: BudgetOption = None,
     fps: FpsOption = None,
+    wait: WaitOption = False,
     json: common.JsonOption = None,
     lab: common.LabOption = None,
 ) -> None:
     """Two specs in turn until it is clear which is faster, or the budget ends (120 s unless --budget says otherwise).
 
-    The interval allows for having looked after 6, 8, 11, 15, 20, ... processes: a net beats itself in less than 5 % of
-    duels.
+    `bblab duel A --set ...` compares A with its edit; with two specs --set changes both. The interval allows for having
+    looked after 6, 8, 11, 15, 20, ... processes: a net beats itself in less than 5 % of duels.
     """
     from bblab.latency import DUEL, verdict_words
 
     machine = json == "-"
+    check_budget(budget)
     opened = common.open_lab(lab)
     runtime = opened.usual_runtime(device) if runtime is None else runtime
     plan = DUEL if budget is None else replace(DUEL, budget_s=budget)
@@ -71,6 +75,7 @@ def duel(
             reference=reference,
             fps=fps,
             plan=plan,
+            waits=wait,
             on_progress=tell,
         )
     if json:
@@ -92,16 +97,17 @@ def duel(
         if verdicts:
             out.print()
     where = "" if device == "host" else f" --device {device}"
-    after = f"bblab duel {a} {b}{where} --budget {2 * (plan.budget_s or 60):g}"
+    both = f"{a} {b}" if b is not None else " ".join([a, *(f"--set {shlex.quote(edit)}" for edit in edits or ())])
+    after = f"bblab duel {both}{where} --budget {2 * (plan.budget_s or 60):g}"
     if verdicts and all(v.faster for v in verdicts):
-        after = f"bblab bench {a} {b} --runtime ort,ncnn"
+        after = f"bblab bench {both} --runtime ort,ncnn"
     finish(opened, done, machine, [json] if json else [], after)
 
 
 def _details(v: Any) -> list[str]:  # a latency.Verdict, which would import the room
     """How it was measured, each net's own time, what not to believe."""
     from bblab.latency import machine_words
-    from bblab.latency.words import how_words, time_words, wall_words
+    from bblab.latency.words import how_words, ratio_span, time_words, wall_words
 
     found = [f"B/A: A is {v.a.label}, B is {v.b.label}; {how_words(v.a)}"]
     for mark, t in (("A", v.a), ("B", v.b)):
@@ -112,13 +118,17 @@ def _details(v: Any) -> list[str]:  # a latency.Verdict, which would import the 
     if drift is None:
         found.append("too few rounds to see the clock drift")
     elif drift.verdict == "drift":
-        found.append(f"the clock drifted ({drift.series} {drift.change_ratio:.2f}-fold): ratios are of paired rounds")
+        found.append(f"the clock drifted: the {drift.series} changed {drift.change_ratio:.2f}-fold")
+    found += [f"{state}: B/A {ratio_span(ratio, digits=4)}" for state, ratio in v.others.items()]
+    found += [f"{state} turns the order" for state in v.turned]
     found.append(machine_words(v.a.conditions_before, v.a.conditions_after))
     return found + list(v.a.notes)
 
 
 def _as_json(v: Any) -> dict[str, Any]:
-    has_interval = math.isfinite(v.ratio.high)
+    from bblab.latency.wire import PROTOCOL
+
+    low, high = v.ratio.to_json()
     return {
         "a": v.a.label,
         "b": v.b.label,
@@ -127,9 +137,11 @@ def _as_json(v: Any) -> dict[str, Any]:
         "pace_fps": v.a.pace_fps,
         "faster": v.faster,
         "ratio": v.ratio.value,
-        "ratio_low": v.ratio.low if has_interval else None,
-        "ratio_high": v.ratio.high if has_interval else None,
-        "difference_below": v.bound if has_interval else None,
+        "ratio_low": low,
+        "ratio_high": high,
+        "protocol": PROTOCOL,
+        "others": {state: [r.value, *r.to_json()] for state, r in v.others.items()},
+        "difference_below": v.bound if v.ratio.is_known else None,
         "processes": v.a.processes,
         "drift": v.a.drift.verdict if v.a.drift else None,
         "session": v.a.session,

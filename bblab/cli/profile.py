@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bblab.cli import common
+from bblab.cli.bench import BudgetOption, WaitOption
+from bblab.cli.bench_parts import check_budget
 
 if TYPE_CHECKING:
     from bblab.lab import Lab, Profile
-    from bblab.reports import Page
 
 
 def register(app: typer.Typer) -> None:
@@ -30,9 +33,8 @@ def profile(
         str | None,
         typer.Option("--witness", metavar="NAMES", help="Count beside: fvcore,thop,torch, each difference explained."),
     ] = None,
-    budget: Annotated[
-        float | None, typer.Option("--budget", metavar="SECONDS", help="Bound on measuring latency.")
-    ] = None,
+    budget: BudgetOption = None,
+    wait: WaitOption = False,
     csv: Annotated[
         str | None,
         typer.Option("--csv", metavar="FILE|-", callback=common.writable, help="Write the comparison table as CSV."),
@@ -53,6 +55,7 @@ def profile(
     from bblab.cli import witnesses
 
     others = None if witness is None else witnesses.names(witness)
+    check_budget(budget)
     opened = common.open_lab(lab)
     machine = "-" in (json, csv)
     plan = None
@@ -60,12 +63,22 @@ def profile(
         from bblab.latency import Plan
 
         plan = Plan(budget_s=budget)
+
+    stdout = sys.stdout
+
+    def on_known(known: Sequence[Profile]) -> None:
+        """What needs no measuring is printed at once."""
+        if not machine:
+            with redirect_stdout(stdout):  # while measuring, what libraries print goes to stderr
+                _draw(opened, known, layers, others or ())
+
     failed: BblabError | None = None
     with common.progress_bar(quiet=machine) as tell:
         try:
             profiles = opened.profile(
-                specs, edits=edits or (), latency=not no_latency, verify=not no_verify, plan=plan, on_progress=tell
-            )
+                specs, edits=edits or (), latency=not no_latency, verify=not no_verify, plan=plan, waits=wait,
+                on_known=on_known, on_progress=tell,
+            )  # fmt: skip
         except Partial as stopped:
             profiles, failed = list(stopped.profiles), stopped.because
     rows = [p.to_json() for p in profiles]
@@ -75,11 +88,10 @@ def profile(
     if others:
         for p, row in zip(profiles, rows, strict=True):
             row["witnesses"] = opened.witnesses(p.spec, others)
-    page = reports.find("comparison", opened.rooms)(rows)
     if not machine:
-        _draw(profiles, rows, page)
+        _draw_latency(opened, profiles)
     if csv:
-        common.write_text(csv, page.table.to_csv())
+        common.write_text(csv, reports.find("comparison", opened.rooms)(rows).table.to_csv())
     if json:
         common.write_json(json, rows)
     for notice in opened.notices:
@@ -90,24 +102,42 @@ def profile(
         raise failed
 
 
-def _draw(profiles: Sequence[Profile], rows: list[dict[str, Any]], page: Page) -> None:
-    from bblab.cli import card, tables
+def _draw(opened: Lab, profiles: Sequence[Profile], layers: bool, others: Sequence[str]) -> None:
+    """The card of one spec or the comparison of several, without latency; then operations and witnesses."""
+    from bblab import reports
+    from bblab.cli import card, tables, witnesses
 
     out = common.console()
     if len(profiles) == 1:
         card.draw(profiles[0], out)
     else:
+        page = reports.find("comparison", opened.rooms)([p.to_json() for p in profiles])
         tables.print_whole(tables.rich_table(page.table), out)
         for note in page.notes:
             out.print(note, style="dim", markup=False)
         out.print()
-    for row in rows:
-        if "layers" in row:
-            out.print(tables.layers_table(row))
-        if "witnesses" in row:
-            from bblab.cli import witnesses
+    for p in profiles:
+        if layers:
+            out.print(tables.layers_table({"name": p.spec.name, "layers": opened.layers(p.spec)}))
+        if others:
+            out.print(witnesses.table({"name": p.spec.name, "witnesses": opened.witnesses(p.spec, others)}))
 
-            out.print(witnesses.table(row))
+
+def _draw_latency(opened: Lab, profiles: Sequence[Profile]) -> None:
+    """Of one spec both forms; of several the ranking of their deploy forms."""
+    from bblab import reports
+    from bblab.cli import card, tables
+
+    rows = [row for p in profiles for row in p.timing_rows]
+    out = common.console()
+    if rows and len(profiles) == 1:
+        card.draw_latency(rows, out)
+    elif rows:
+        page = reports.find("bench", opened.rooms)(rows)
+        tables.print_whole(tables.rich_table(page.table), out)
+        for note in page.notes:
+            out.print(note, style="dim", markup=False, soft_wrap=True)
+        out.print()
 
 
 def _last_line(opened: Lab, profiles: Sequence[Profile], specs: list[str], files: list[str]) -> None:

@@ -29,17 +29,17 @@ from bblab.analysis.net import SUMS, Analyst, NetCost
 from bblab.errors import BblabError, RunError, SpecError
 from bblab.ops import Form
 from bblab.spec import ArchSpec, BlockInfo
-from bblab.store import NewRun, Store
+from bblab.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bblab.build import Difference
     from bblab.lab import exporting, training
-    from bblab.lab.benching import Measured
+    from bblab.lab.benching import Budget, Measured
     from bblab.lab.devices import Saved, Seen
     from bblab.lab.recording import Recorded
-    from bblab.latency import Candidate, Outcome, Plan, Race, Timing, Verdict
+    from bblab.latency import Candidate, Outcome, Plan, Timing, Verdict
     from bblab.latency.devices import Device
     from bblab.reports import Page
     from bblab.weights import Imported
@@ -458,35 +458,36 @@ class Lab:
         latency: bool = True,
         verify: bool = True,
         plan: Plan | None = None,
+        waits: bool = False,
         store: bool = True,
+        on_known: Callable[[Sequence[Profile]], None] | None = None,
         on_progress: Progress | None = None,
     ) -> list[Profile]:
         """Everything about each spec, stored in the notebook.
 
         `latency` measures both forms on this host; `verify` measures how far the deploy form is from the train form.
-        Raises SpecError for wrong specs before anything is measured. Raises Partial, with the profiles as far as
-        they are known, when measuring was interrupted or failed, or the notebook cannot be written.
+        What is known without measuring is stored first and given to `on_known`. Raises SpecError for wrong specs before
+        anything is measured. Raises Partial, with the profiles as far as they are known, when measuring was interrupted
+        or failed, or the notebook cannot be written.
         """
+        from bblab.lab.benching import Budget
+
+        clock = Budget(plan.budget_s if plan else None)
         profiles = [self._analysed(spec, verify) for spec in self.every(references, edits)]
         stopped: BblabError | None = None
-        if latency:
-            profiles, stopped = self._timed(profiles, plan, on_progress)
         if store:
             try:
                 profiles = self._stored(profiles)
             except RunError as error:
-                rows = [self._with_rows(p) for p in profiles]
-                raise Partial(rows, error) from error
-        else:
-            profiles = [self._with_rows(p) for p in profiles]
+                stopped = error
+        if on_known is not None:
+            on_known(profiles)
+        if latency:
+            profiles, problem = self._timed(profiles, plan, clock, waits, store and stopped is None, on_progress)
+            stopped = stopped or problem
         if stopped is not None:
             raise Partial(profiles, stopped)
         return profiles
-
-    def _with_rows(self, p: Profile) -> Profile:
-        """The profile with its timings as rows that are not stored."""
-        rows = [{**t.to_json(), "form_doubt": self.form_doubt(p.spec, t.form) or None} for t in p.timings]
-        return replace(p, timing_rows=tuple(rows))
 
     @_to_stderr
     def layers(self, spec: ArchSpec) -> list[dict[str, Any]]:
@@ -656,183 +657,71 @@ class Lab:
         return Candidate(f"{spec.name} {form}", spec.name, form, (spec.input[0], *side), key, make)
 
     def _timed(
-        self, profiles: list[Profile], plan: Plan | None, on_progress: Progress | None
+        self,
+        profiles: list[Profile],
+        plan: Plan | None,
+        clock: Budget,
+        waits: bool,
+        store: bool,
+        on_progress: Progress | None,
     ) -> tuple[list[Profile], BblabError | None]:
+        """With the latency of both forms, each net at its own size, all in one session, and what went wrong."""
         from bblab import latency
+        from bblab.lab import racing
 
-        sessions: dict[tuple[int, int, int], list[int]] = {}
-        for i, p in enumerate(profiles):
-            side = p.geometry.search.size_px if p.geometry else 0
-            shape = (p.spec.input[0], side, side) if side else p.deploy.input
-            sessions.setdefault((shape[0], shape[1], shape[2]), []).append(i)
-        timed = list(profiles)
-        stopped: BblabError | None = None
-        for (channels, height, width), members in sessions.items():
-            fitting = []
-            for i in members:
-                if too_large := _too_large(profiles[i].train):
-                    self.notices.append(f"{profiles[i].spec.name}: its latency was not measured: {too_large}")
-                else:
-                    fitting.append(i)
-            if not fitting:
+        entries: list[racing.Entry] = []
+        for p in profiles:
+            if too_large := _too_large(p.train):
+                self.notices.append(f"{p.spec.name}: its latency was not measured: {too_large}")
                 continue
-            candidates: dict[tuple[int, str], Candidate] = {}
-            names: dict[str, str] = {}
-            for i in fitting:
-                spec = profiles[i].spec
-                # Two files may give one name to two nets.
-                is_other = names.setdefault(spec.name, spec.spec_id) != spec.spec_id
-                for form in ("deploy", "train"):
-                    c = self.candidate(spec, form, (height, width))
-                    candidates[i, form] = replace(c, label=f"{spec.name} {spec.spec_id} {form}") if is_other else c
-            base = replace(self._built_in(REFERENCE), head=None, input=(channels, height, width))
-            reference = self.candidate(base, "deploy", (height, width))
-            ours = self._built_in(REFERENCE).spec_id
-            is_reference = {i for i in fitting if profiles[i].spec.spec_id == ours}
-            same = next((candidates[i, "deploy"] for i in is_reference), None)
-            if same is None and reference.label in [c.label for c in candidates.values()]:
-                reference = replace(reference, label=f"{reference.label} (built-in)")
-            try:
-                results = latency.measure(
-                    list({c.label: c for c in candidates.values()}.values()),
-                    same or reference,
-                    plan=plan or latency.Plan(),
-                    on_progress=on_progress,
-                )
-            except (latency.Interrupted, latency.Broken) as error:
-                results, stopped = list(error.partial), error
-            except BblabError as error:
-                results, stopped = [], error
-            except OSError as error:  # a full disk while a model is converted
-                hint = "free some space, or leave the latency out: --no-latency"
-                results, stopped = [], RunError(f"the latency was not measured: {error}", hint=hint)
-            by_label = {t.label: t for t in results}
-            for i in fitting:
-                own = [by_label.get(candidates[i, form].label) for form in ("deploy", "train")]
-                timed[i] = replace(profiles[i], timings=tuple(t for t in own if t is not None))
-            if stopped is not None:
-                break
-        return timed, stopped
+            side = p.geometry.search.size_px if p.geometry else 0
+            shape = (side, side) if side else (p.deploy.input[1], p.deploy.input[2])
+            entries += [racing.Entry(p.spec, form, shape) for form in ("deploy", "train")]
+        if not entries:
+            return profiles, None
+        runners = racing.field(self, entries, self._built_in(REFERENCE))
+        race = latency.Race(runners.candidates, runners.references)
+        try:
+            done = racing.race(
+                self, [race], runners.specs, device="host", plan=plan or latency.Plan(), clock=clock, waits=waits,
+                store=store, on_progress=on_progress,
+            )  # fmt: skip
+        except OSError as error:  # a full disk while a model is converted
+            hint = "free some space, or leave the latency out: --no-latency"
+            return profiles, RunError(f"the latency was not measured: {error}", hint=hint)
+        timings = [t for outcome in done.outcomes for t in outcome.timings]
+        found: dict[tuple[str, str], tuple[Timing, Mapping[str, Any]]] = {}
+        for t, row in zip(timings, done.rows, strict=True):
+            if t.label in {c.label for c in runners.candidates}:
+                found[runners.specs[t.label].spec_id, t.form] = (t, row)
+        timed = []
+        for p in profiles:
+            own = [found[p.spec.spec_id, form] for form in ("deploy", "train") if (p.spec.spec_id, form) in found]
+            timed.append(replace(p, timings=tuple(t for t, _ in own), timing_rows=tuple(row for _, row in own)))
+        return timed, done.problems[0] if done.problems else None
 
     # -- bench and duel
 
     @_to_stderr
-    def bench(
-        self,
-        references: Sequence[str | ArchSpec],
-        *,
-        edits: Sequence[str] = (),
-        device: str = "host",
-        runtimes: Sequence[str] = ("ort",),
-        threads: Sequence[int] = (1,),
-        forms: Sequence[Form] = ("deploy",),
-        size: str | int = "search",
-        reference: str | ArchSpec = REFERENCE,
-        fps: float | None = None,
-        plan: Plan | None = None,
-        store: bool = True,
-        on_progress: Progress | None = None,
-    ) -> Bench:
-        """Latency of each spec beside the reference, in one session a runtime, number of threads, pace and size.
+    def bench(self, references: Sequence[str | ArchSpec], **how: Any) -> Bench:
+        """Specs ranked by latency; see `racing.bench`."""
+        from bblab.lab import racing
 
-        `size` is "search", "template" or pixels; with `fps` each net is also timed at that pace. A session goes on
-        until the ranking has separated, as far as `plan` lets it. Each session is stored when it ends. Raises
-        BblabError for wrong names before anything is measured; what goes wrong later is in `Bench.problems`.
-        """
-        from bblab import latency
-
-        specs = list({s.spec_id + s.name: s for s in self.every(references, edits)}.values())
-        base = reference if isinstance(reference, ArchSpec) else self._named(reference)
-        shapes: dict[tuple[int, int, int], list[ArchSpec]] = {}
-        for spec in specs:
-            shapes.setdefault(self._bench_input(spec, size), []).append(spec)
-        by_label: dict[str, ArchSpec] = {}
-        races = []
-        for (channels, height, width), members in shapes.items():
-            side = (height, width)
-            against = self.candidate(replace(base, head=None, input=(channels, *side)), "deploy", side)
-            candidates: dict[str, Candidate] = {}
-            for spec in members:
-                for form in forms:
-                    c = self.candidate(spec, form, side)
-                    if c.label in by_label and by_label[c.label].spec_id != spec.spec_id:  # two files, one name
-                        c = replace(c, label=f"{spec.name} {spec.spec_id} {form}")
-                    candidates[c.label] = c
-                    by_label[c.label] = spec
-                    if spec.spec_id == base.spec_id and form == "deploy":
-                        against = c
-            if against.label in candidates and candidates[against.label] != against:
-                against = replace(against, label=f"{against.label} (reference)")
-            by_label.setdefault(against.label, base)
-            races += [
-                latency.Race(tuple(candidates.values()), against, runtime, count, pace)
-                for runtime in runtimes
-                for count in threads
-                for pace in ([None] if fps is None else [None, fps])
-            ]
-        return self._raced(races, by_label, device, plan or latency.Plan(max_processes=11), store, on_progress)
+        return racing.bench(self, references, **how)
 
     @_to_stderr
-    def duel(
-        self,
-        a: str | ArchSpec,
-        b: str | ArchSpec,
-        *,
-        edits: Sequence[str] = (),
-        device: str = "host",
-        runtimes: Sequence[str] = ("ort",),
-        threads: Sequence[int] = (1,),
-        forms: Sequence[Form] = ("deploy",),
-        size: str | int = "search",
-        reference: str | ArchSpec | None = None,
-        fps: float | None = None,
-        plan: Plan | None = None,
-        store: bool = True,
-        on_progress: Progress | None = None,
-    ) -> tuple[list[Verdict], Bench]:
-        """Two specs in turn until it is clear which is faster, or the plan's budget ends: a verdict a session.
+    def bench_again(self, **how: Any) -> Bench:
+        """What an older protocol has timed, measured by this one; see `racing.again`."""
+        from bblab.lab import racing
 
-        A is the reference of B, so nothing else runs between them; the speedometer and A itself show a drift.
-        """
-        from bblab import latency
+        return racing.again(self, **how)
 
-        one, two = self.every([a, b], edits)
-        third = reference if reference is None or isinstance(reference, ArchSpec) else self._named(reference)
-        shapes = {self._bench_input(spec, size) for spec in (one, two)}
-        if len(shapes) > 1:
-            sides = " and ".join(f"{shape[2]} px" for shape in sorted(shapes))
-            raise BblabError(f"the two have different sizes, {sides}", hint="give both the same with --size N")
-        channels, height, width = shapes.pop()
-        by_label: dict[str, ArchSpec] = {}
-        races = []
-        for form in forms:
-            first, second = (self.candidate(spec, form, (height, width)) for spec in (one, two))
-            if first.label == second.label:
-                first, second = (replace(c, label=f"{c.label} ({mark})") for c, mark in ((first, "A"), (second, "B")))
-            by_label |= {first.label: one, second.label: two}
-            nets, against = (first, second), first
-            if third is not None:
-                base = replace(third, head=None, input=(channels, height, width))
-                against = self.candidate(base, "deploy", (height, width))
-                against = replace(against, label=f"{against.label} (reference)")
-                by_label[against.label] = third
-            races += [
-                latency.Race(nets, against, runtime, count, pace)
-                for runtime in runtimes
-                for count in threads
-                for pace in ([None] if fps is None else [None, fps])
-            ]
-        done = self._raced(races, by_label, device, plan or latency.DUEL, store, on_progress)
-        verdicts = []
-        for outcome in done.outcomes:
-            found = {t.label: t for t in outcome.timings}
-            pair = [found.get(c.label) for c in outcome.race.candidates]
-            if pair[0] is not None and pair[1] is not None:
-                verdicts.append(latency.verdict(pair[0], pair[1]))
-        return verdicts, done
+    @_to_stderr
+    def duel(self, a: str | ArchSpec, b: str | ArchSpec | None = None, **how: Any) -> tuple[list[Verdict], Bench]:
+        """Which of two specs, or of one and its edit, is faster; see `racing.duel`."""
+        from bblab.lab import racing
 
-    def _named(self, reference: str) -> ArchSpec:
-        return self._built_in(reference) if reference == REFERENCE else self.spec(reference)
+        return racing.duel(self, a, b, **how)
 
     def _bench_input(self, spec: ArchSpec, size: str | int) -> tuple[int, int, int]:
         """Channels, height, width. A net that names no tracker and cannot run at 255 px runs at its own input."""
@@ -846,66 +735,6 @@ class Lab:
             self.notices.append(f"{spec.name} does not run at {side} px: timed at {spec.input[1]}x{spec.input[2]}")
             return spec.input
         return spec.input[0], side, side
-
-    def _raced(
-        self,
-        races: Sequence[Race],
-        by_label: Mapping[str, ArchSpec],
-        device: str,
-        plan: Plan,
-        store: bool,
-        on_progress: Progress | None,
-    ) -> Bench:
-        from bblab.latency import places, run_races, runtimes
-
-        opened = self.device(device)
-        for race in races:  # every mistake before the first measurement
-            runtimes.find(race.runtime).version()
-            replace(plan, threads=race.threads, pace_fps=race.pace_fps)
-        outcomes: list[Outcome] = []
-        rows: list[Mapping[str, Any]] = []
-        problems: list[BblabError] = []
-        for outcome in run_races(races, device=opened, plan=plan, on_progress=on_progress):
-            outcomes.append(outcome)
-            if outcome.problem is not None:
-                where = f"{outcome.race.title}: " if len(races) > 1 else ""
-                problems.append(RunError(where + outcome.problem.message, hint=outcome.problem.hint))
-            problems += [RunError(f"left out of {outcome.race.title}: {text}") for text in outcome.left_out]
-            if not outcome.timings:
-                continue
-            ranked = places(outcome.timings)
-            extras = {
-                t.label: {
-                    "rank": ranked[t.label][0],
-                    "tied_with": ranked[t.label][1],
-                    "form_doubt": self.form_doubt(by_label[t.label], t.form) or None,
-                }
-                for t in outcome.timings
-            }
-            made: Sequence[Mapping[str, Any]] = [
-                {**t.to_json(), **extras[t.label], "conditions": _conditions(t)} for t in outcome.timings
-            ]
-            if store:
-                try:
-                    made = self._stored_session(outcome.timings, by_label, extras)
-                except RunError as error:
-                    problems.append(error)
-            rows += made
-        return Bench(tuple(outcomes), tuple(rows), tuple(problems))
-
-    def _stored_session(
-        self, timings: Sequence[Timing], by_label: Mapping[str, ArchSpec], extras: Mapping[str, Mapping[str, Any]]
-    ) -> list[dict[str, Any]]:
-        with self.notebook() as store:
-            first = timings[0]
-            conditions_id = self._store_conditions(store, first)
-            return [
-                {
-                    **self._store_timing(store, by_label[t.label], t, conditions_id, extras[t.label]),
-                    "conditions": _conditions(t),
-                }
-                for t in timings
-            ]
 
     @_to_stderr
     def per_op(self, references: Sequence[str | ArchSpec], **how: Any) -> Measured:
@@ -937,11 +766,16 @@ class Lab:
 
     # ------------------------------------------------------------------------------------------ devices
 
-    def device(self, name: str) -> Device:
-        """A device by the lab's name for it or by its address, not yet opened; see `devices.find`."""
+    def device(self, name: str, *, waits: bool = False) -> Device:
+        """A device by the lab's name for it or by its address, not yet opened; see `devices.find`.
+
+        `waits`: for another measurement on it to end, instead of refusing.
+        """
         from bblab.lab import devices
 
-        return devices.find(self, name)
+        found = devices.find(self, name)
+        found.waits = waits
+        return found
 
     def devices(self) -> list[Seen]:
         """The host, the lab's devices and connected phones, each asked what it can run; see `devices.survey`."""
@@ -1113,78 +947,21 @@ class Lab:
             self.notices.extend(n for n in store.notices if n not in self.notices)
 
     def _stored(self, profiles: Iterable[Profile]) -> list[Profile]:
-        """Each profile and each timing as a row; the rows' ids go into the profiles' JSON."""
+        """Each profile as a row, with its id."""
         made = []
         with self.notebook() as store:
-            conditions_ids: dict[str, int] = {}
             for p in profiles:
-                rows = []
-                for t in p.timings:
-                    if t.session not in conditions_ids:
-                        conditions_ids[t.session] = self._store_conditions(store, t)
-                    extra = {"form_doubt": self.form_doubt(p.spec, t.form) or None}
-                    rows.append(self._store_timing(store, p.spec, t, conditions_ids[t.session], extra))
-                p = replace(p, timing_rows=tuple(rows))
-                result = {k: v for k, v in p.to_json().items() if k not in ("latency", "run_id")}
                 run_id = store.add(
                     "profile",
                     spec_id=p.spec.spec_id,
                     name=p.spec.name,
                     code_version=code_version(),
-                    inputs={
-                        "spec": p.spec.name,
-                        "input": list(p.deploy.input),
-                        "timings": [r["samples_id"] for r in rows],
-                    },
-                    result=result,
+                    inputs={"spec": p.spec.name, "input": list(p.deploy.input)},
+                    result={k: v for k, v in p.to_json().items() if k not in ("latency", "run_id")},
                     spec_text=p.spec.canonical,
                 )
                 made.append(replace(p, run_id=run_id))
         return made
-
-    def _store_conditions(self, store: Store, t: Timing) -> int:
-        """The state of the machine before and after a session, once for all its timings."""
-        return store.add(
-            "conditions",
-            spec_id="",
-            name=t.device,
-            code_version=code_version(),
-            inputs={"session": t.session},
-            result=_conditions(t),
-        )
-
-    def _store_timing(
-        self, store: Store, spec: ArchSpec, t: Timing, conditions_id: int, extra: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
-        row = {**t.to_json(), **(extra or {})}
-        series: dict[str, list[float]] = {}
-        counts: dict[str, list[int]] = {}
-        words: dict[str, str] = {}
-        for name, value in t.raw().items():
-            if isinstance(value, str):
-                words[name] = value
-            else:
-                series[name] = [s for process in value for s in process]
-                counts[name] = [len(process) for process in value]
-        asked = ("spec", "device", "runtime", "runtime_version", "form", "precision", "threads", "input", "batch")
-        inputs = {k: row[k] for k in (*asked, "warmups", "pace_fps", "reference", "model_sha256") if k in row}
-        result = {k: v for k, v in row.items() if k not in inputs}
-        result.update(words, conditions_id=conditions_id, samples_per_process=counts, conditions=_conditions(t))
-        samples_id = store.add_many(
-            [
-                NewRun(
-                    kind="timing",
-                    spec_id=spec.spec_id,
-                    name=spec.name,
-                    code_version=code_version(),
-                    inputs=inputs,
-                    result=result,
-                    samples=series,
-                    spec_text=spec.canonical,
-                )
-            ]
-        )[0]
-        return {**row, "conditions_id": conditions_id, "samples_id": samples_id}
 
     def last_profiled(self) -> str | None:
         """The name of the spec that was profiled last."""
@@ -1213,10 +990,6 @@ def _dump(value: Any) -> str:
     import yaml
 
     return yaml.safe_dump(value, sort_keys=False, default_flow_style=None, width=110)
-
-
-def _conditions(t: Timing) -> dict[str, Any]:
-    return {"before": dict(t.conditions_before), "after": dict(t.conditions_after)}
 
 
 def as_json(value: Any) -> str:

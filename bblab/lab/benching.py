@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bblab.analysis.net import SUMS
 from bblab.errors import BblabError, RunError
@@ -14,7 +15,7 @@ from bblab.store import NewRun
 
 if TYPE_CHECKING:
     from bblab.lab import Lab, Progress
-    from bblab.latency import protocol
+    from bblab.latency import stats
     from bblab.latency.perop import Place
     from bblab.latency.pipeline import Tracker
 
@@ -31,13 +32,79 @@ class Measured:
         return [row["run_id"] for row in self.rows if row.get("run_id")]
 
 
+class Budget:
+    """Of a whole command, from now on; what is left is shared by what is still to be measured."""
+
+    def __init__(self, seconds: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._clock, self._began = seconds, clock, clock()
+
+    def share(self, parts: int) -> float | None:
+        return None if self._seconds is None else (self._seconds - (self._clock() - self._began)) / parts
+
+    @property
+    def spent_s(self) -> float:
+        return self._clock() - self._began
+
+
+class Timed(Protocol):
+    """What was measured of one net besides its latency."""
+
+    @property
+    def conditions_before(self) -> Mapping[str, Any]: ...
+
+    @property
+    def conditions_after(self) -> Mapping[str, Any]: ...
+
+    def raw(self) -> Mapping[str, stats.Series]: ...
+
+
+class Kept:
+    """Rows as they come, stored where that is wanted, and what went wrong so far."""
+
+    def __init__(self, lab: Lab, store: bool) -> None:
+        self._lab, self._store = lab, store
+        self.rows: list[Mapping[str, Any]] = []
+        self.problems: list[BblabError] = []
+
+    def add(self, kind: str, spec: ArchSpec, row: Mapping[str, Any], timed: Timed, asked: Sequence[str]) -> None:
+        state = {"before": dict(timed.conditions_before), "after": dict(timed.conditions_after)}
+        self.keep(kind, spec, {**row, "conditions": state}, asked, timed.raw())
+
+    def keep(
+        self, kind: str, spec: ArchSpec, row: Mapping[str, Any], asked: Sequence[str], raw: Mapping[str, stats.Series]
+    ) -> Mapping[str, Any]:
+        """The row with its id, where it could be stored."""
+        if self._store:
+            try:
+                row = stored(self._lab, kind, spec, row, asked, raw)
+            except RunError as error:
+                if not any(str(error) == str(p) for p in self.problems):
+                    self.problems.append(error)
+        self.rows.append(row)
+        return row
+
+    def not_reached(self, title: str, budget: float | None) -> None:
+        self.problems.append(RunError(f"not reached in {budget:g} s: {title}", hint="give a larger --budget"))
+
+    def is_over(self, problem: BblabError | None) -> bool:
+        """Whether somebody has stopped it all; other problems end their own measurement only."""
+        from bblab.latency import Interrupted
+
+        if problem is not None:
+            self.problems.append(problem)
+        return isinstance(problem, Interrupted)
+
+    def measured(self) -> Measured:
+        return Measured(tuple(self.rows), tuple(self.problems))
+
+
 def stored(
     lab: Lab,
     kind: str,
     spec: ArchSpec,
     row: Mapping[str, Any],
     asked: Sequence[str],
-    raw: Mapping[str, protocol.Series],
+    raw: Mapping[str, stats.Series],
 ) -> dict[str, Any]:
     """A row of the notebook from a row of `--json`: what was asked, what came out, every sample. Gives it its id."""
     from bblab.lab import code_version
@@ -61,7 +128,9 @@ def stored(
 
 # Operators --------------------------------------------------------------------------------------------------------
 
-ASKED = ("spec", "device", "runtime", "runtime_version", "form", "precision", "threads", "input", "model_sha256")
+ASKED = (
+    "spec", "device", "runtime", "runtime_version", "form", "precision", "threads", "protocol", "input", "model_sha256",
+)  # fmt: skip
 
 
 def per_op(
@@ -69,10 +138,13 @@ def per_op(
     references: Sequence[str | ArchSpec],
     *,
     edits: Sequence[str] = (),
+    device: str = "host",
     runtimes: Sequence[str] = ("ort",),
     threads: Sequence[int] = (1,),
     forms: Sequence[Form] = ("deploy",),
     size: str | int = "search",
+    budget: float | None = None,
+    waits: bool = False,
     store: bool = True,
     on_progress: Progress | None = None,
 ) -> Measured:
@@ -80,38 +152,38 @@ def per_op(
     from bblab.latency import perop
     from bblab.latency import runtimes as engines
 
+    clock = Budget(budget)
     specs = lab.every(references, edits)
+    opened = lab.device(device, waits=waits)
     for name in runtimes:  # every mistake before the first measurement
         engine = engines.find(name)
         perop.refuse_silent(engine)
         engine.version()
-    rows: list[Mapping[str, Any]] = []
-    problems: list[BblabError] = []
-    for spec in specs:
-        shape = lab._bench_input(spec, size)
-        for form in forms:
-            candidate = lab.candidate(spec, form, shape[1:])
-            found = places(lab, spec, form, shape)
-            weights = weighted(lab, spec, form, shape)
-            for runtime in runtimes:
-                for count in threads:
-                    try:
-                        times = perop.measure(
-                            candidate, found, runtime=runtime, threads=count, weighted=weights, on_progress=on_progress
-                        )
-                    except RunError as error:
-                        problems.append(error)
-                        continue
-                    row: Mapping[str, Any] = {"label": candidate.label, **times.to_json()}
-                    state = {"before": dict(times.conditions_before), "after": dict(times.conditions_after)}
-                    row = {**row, "conditions": state}
-                    if store:
-                        try:
-                            row = stored(lab, "operators", spec, row, ASKED, times.raw())
-                        except RunError as error:
-                            problems.append(error)
-                    rows.append(row)
-    return Measured(tuple(rows), tuple(problems))
+    kept = Kept(lab, store)
+    shapes = {spec.spec_id: lab._bench_input(spec, size) for spec in specs}
+    todo = [(spec, form, name, count) for spec in specs for form in forms for name in runtimes for count in threads]
+    for done, (spec, form, runtime, count) in enumerate(todo):
+        shape = shapes[spec.spec_id]
+        candidate = lab.candidate(spec, form, shape[1:])
+        title = f"{candidate.label}, {runtime}, {count} thread{'s' * (count > 1)}"
+        share = clock.share(len(todo) - done)
+        if share is not None and share <= 0:
+            kept.not_reached(title, budget)
+            continue
+        times, problem = perop.measure(
+            candidate,
+            places(lab, spec, form, shape),
+            device=opened,
+            runtime=runtime,
+            plan=replace(perop.PLAN, threads=count, budget_s=share),
+            weighted=weighted(lab, spec, form, shape),
+            on_progress=on_progress,
+        )
+        if times is not None:
+            kept.add("operators", spec, {"label": candidate.label, **times.to_json()}, times, ASKED)
+        if kept.is_over(problem):
+            break
+    return kept.measured()
 
 
 def places(lab: Lab, spec: ArchSpec, form: Form, shape: tuple[int, int, int]) -> list[Place]:
@@ -178,8 +250,8 @@ def _unit(layer: str) -> str:
 # The tracker's pipeline -------------------------------------------------------------------------------------------
 
 PIPELINE_ASKED = (
-    "spec", "device", "runtime", "runtime_version", "form", "precision", "threads", "template_px", "search_px", "head",
-    "photo", "resized_by", "frame",
+    "spec", "device", "runtime", "runtime_version", "form", "precision", "threads", "protocol", "template_px",
+    "search_px", "head", "photo", "resized_by", "frame",
 )  # fmt: skip
 
 
@@ -192,6 +264,8 @@ def pipeline(
     threads: Sequence[int] = (1,),
     form: Form = "deploy",
     fps: float = 30.0,
+    budget: float | None = None,
+    waits: bool = False,
     store: bool = True,
     on_progress: Progress | None = None,
 ) -> Measured:
@@ -199,28 +273,27 @@ def pipeline(
     from bblab.latency import pipeline as stages
     from bblab.latency import runtimes as engines
 
+    clock = Budget(budget)
     trackers = [(spec, tracker(lab, spec, form)) for spec in lab.every(references, edits)]
     for name in runtimes:
         engines.find(name).version()
-    rows: list[Mapping[str, Any]] = []
-    problems: list[BblabError] = []
-    for spec, nets in trackers:
-        for runtime in runtimes:
-            for count in threads:
-                try:
-                    split = stages.measure(nets, runtime=runtime, threads=count, fps=fps, on_progress=on_progress)
-                except RunError as error:
-                    problems.append(error)
-                    continue
-                state = {"before": dict(split.conditions_before), "after": dict(split.conditions_after)}
-                row: Mapping[str, Any] = {"label": spec.name, **split.to_json(), "conditions": state}
-                if store:
-                    try:
-                        row = stored(lab, "pipeline", spec, row, PIPELINE_ASKED, split.raw())
-                    except RunError as error:
-                        problems.append(error)
-                rows.append(row)
-    return Measured(tuple(rows), tuple(problems))
+    opened = lab.device("host", waits=waits)
+    kept = Kept(lab, store)
+    todo = [(spec, nets, name, count) for spec, nets in trackers for name in runtimes for count in threads]
+    for done, (spec, nets, runtime, count) in enumerate(todo):
+        share = clock.share(len(todo) - done)
+        if share is not None and share <= 0:
+            kept.not_reached(f"{spec.name}, {runtime}, {count} thread{'s' * (count > 1)}", budget)
+            continue
+        split, problem = stages.measure(
+            nets, device=opened, runtime=runtime, threads=count, fps=fps, plan=replace(stages.PLAN, budget_s=share),
+            on_progress=on_progress,
+        )  # fmt: skip
+        if split is not None:
+            kept.add("pipeline", spec, {"label": spec.name, **split.to_json()}, split, PIPELINE_ASKED)
+        if kept.is_over(problem):
+            break
+    return kept.measured()
 
 
 def tracker(lab: Lab, spec: ArchSpec, form: Form) -> Tracker:

@@ -9,14 +9,13 @@ go in (the same unless given), `size` the side of the map that goes in; every ot
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bblab import spec as language
 from bblab.errors import BblabError, RunError, SpecError
-from bblab.lab.benching import Measured, stored
+from bblab.lab.benching import Budget, Kept, Measured
 from bblab.ops import Form
 from bblab.spec import ArchSpec, Stage
 
@@ -24,14 +23,16 @@ if TYPE_CHECKING:
     from bblab.lab import Lab, Progress
     from bblab.latency import Candidate, Timing
     from bblab.latency.blocktable import BlockTime, Seat, Sum
+    from bblab.latency.devices import Device
+    from bblab.latency.stats import Estimate
 
 EXAMPLE = "kind=mobileone,kernel=3|5,width=64|128,size=32,stride=1"
 MAX_BLOCKS = 64
 IMAGE_CHANNELS = 4  # a block that takes so few stands first in its net: nothing comes before it
 PROCESSES, ROUNDS = 8, 12
 ASKED = (
-    "spec", "device", "runtime", "runtime_version", "form", "precision", "threads", "kind", "args", "in", "out",
-    "stride", "has_before", "has_after", "reference", "reference_input",
+    "spec", "device", "runtime", "runtime_version", "form", "precision", "threads", "protocol", "kind", "args", "in",
+    "out", "stride", "has_before", "has_after", "reference", "reference_input",
 )  # fmt: skip
 
 
@@ -153,9 +154,10 @@ def _measured(
     reference: Candidate,
     runtime: str,
     threads: int,
+    device: Device,
     budget: float | None,
     on_progress: Progress | None,
-    problems: list[BblabError],
+    kept: Kept,
 ) -> Session | None:
     """Every seat, the copies at its borders, whole nets and the reference, in the same shuffled rounds."""
     from bblab.latency import Plan, Race, run_races
@@ -166,11 +168,13 @@ def _measured(
     candidates = {c.key: c for c in (*nets, *own.values(), *copies.values())}
     against = candidates.get(reference.key, reference)
     plan = Plan(processes=PROCESSES, rounds=ROUNDS, budget_s=budget)
-    race = Race(tuple(candidates.values()), against, runtime, threads)
-    (outcome,) = run_races([race], plan=plan, on_progress=on_progress)
+    race = Race(tuple(candidates.values()), (against,), runtime, threads)
+    (outcome,) = run_races([race], device=device, plan=plan, on_progress=on_progress)
     if outcome.problem is not None:
-        problems.append(outcome.problem)
-    problems += [RunError(f"left out: {text}") for text in outcome.left_out]
+        kept.problems.append(outcome.problem)
+    kept.problems += [RunError(f"left out: {text}") for text in outcome.left_out]
+    if outcome.not_reached:
+        kept.not_reached(f"{runtime}: {', '.join(outcome.not_reached)}", budget)
     if not outcome.timings:
         return None
     by_key = {t.key: t for t in outcome.timings}
@@ -190,11 +194,13 @@ def _row(spec: ArchSpec, cell: Mapping[str, Any], found: BlockTime, session: Ses
     seconds, ratio = found.value_s, found.ratio
     block = spec.stages[0].rows[0]
     net = t.to_json()
-    kept = ("device", "runtime", "runtime_version", "form", "precision", "threads", "processes", "rounds", "reference")
+    own = ("device", "runtime", "runtime_version", "form", "precision", "threads", "protocol", "processes", "rounds",
+           "reference")  # fmt: skip
     return {
         "label": spec.name,
         "spec": spec.name,
-        **{k: net[k] for k in kept},
+        **{k: net[k] for k in own},
+        "state": "warm",
         "reference_input": net["reference_input"],
         "kind": block.kind,
         "args": block.kwargs,
@@ -205,11 +211,9 @@ def _row(spec: ArchSpec, cell: Mapping[str, Any], found: BlockTime, session: Ses
         "has_before": seat.has_before,
         "has_after": seat.has_after,
         "block_s": seconds.value,
-        "block_low_s": _end(seconds.low),
-        "block_high_s": _end(seconds.high),
+        **_ends("block", seconds, "_s"),
         "ratio": ratio.value,
-        "ratio_low": _end(ratio.low),
-        "ratio_high": _end(ratio.high),
+        **_ends("ratio", ratio),
         "is_lost": found.is_lost,
         "with_neighbours_s": net["cpu_p10_s"] if t.is_one_cpu_thread else t.wall_p50_s,
         "wall_over_cpu": net["wall_over_cpu"],
@@ -221,20 +225,21 @@ def _row(spec: ArchSpec, cell: Mapping[str, Any], found: BlockTime, session: Ses
     }
 
 
-def _end(value: float) -> float | None:
-    """An end of an interval; None where there is no interval (one process)."""
-    return value if math.isfinite(value) else None
+def _ends(name: str, estimate: Estimate, unit: str = "") -> dict[str, float | None]:
+    """The two ends of an interval; null where one process gives none."""
+    low, high = estimate.to_json()
+    return {f"{name}_low{unit}": low, f"{name}_high{unit}": high}
 
 
 def _raw(found: BlockTime, session: Session) -> dict[str, Any]:
     from bblab.latency.blocktable import copier
 
     t = session.timings[found.seat.key]
-    raw: dict[str, Any] = {"wall_s": t.samples.wall_s, "cpu_s": t.samples.cpu_s, "block_s": (found.seconds,)}
+    raw: dict[str, Any] = {"wall_s": t.warm.wall_s, "cpu_s": t.warm.cpu_s, "block_s": (found.seconds,)}
     for number, shape in enumerate(found.seat.borders()):
         copy = session.timings[copier(shape, found.seat.block.form).key]
-        raw |= {f"copy{number}_wall_s": copy.samples.wall_s, f"copy{number}_cpu_s": copy.samples.cpu_s}
-    reference = session.reference.samples
+        raw |= {f"copy{number}_wall_s": copy.warm.wall_s, f"copy{number}_cpu_s": copy.warm.cpu_s}
+    reference = session.reference.warm
     return {**raw, "reference_wall_s": reference.wall_s, "reference_cpu_s": reference.cpu_s}
 
 
@@ -284,8 +289,7 @@ def comparisons(cells: Sequence[tuple[Mapping[str, Any], BlockTime]]) -> list[Co
                 ratio = ratio_of(b, a)
                 values: tuple[float | None, float | None, float | None] = (None, None, None)
                 if ratio is not None:
-                    is_known = math.isfinite(ratio.high)
-                    values = (ratio.value, ratio.low if is_known else None, ratio.high if is_known else None)
+                    values = (ratio.value, *ratio.to_json())
                 found.append(Comparison(key, one[key], two[key], rest, *values))
     return found
 
@@ -297,7 +301,9 @@ def blocks(
     runtimes: Sequence[str] = ("ort",),
     threads: Sequence[int] = (1,),
     form: Form = "deploy",
+    device: str = "host",
     budget: float | None = None,
+    waits: bool = False,
     store: bool = True,
     on_progress: Progress | None = None,
 ) -> tuple[Measured, list[dict[str, Any]]]:
@@ -305,6 +311,8 @@ def blocks(
     from bblab.latency import blocktable as table
     from bblab.latency import runtimes as engines
 
+    clock = Budget(budget)
+    opened = lab.device(device, waits=waits)
     for name in runtimes:
         engines.find(name).version()
     cells = grid(lab, text)
@@ -317,44 +325,23 @@ def blocks(
         seats.append(table.Seat(block, _three(summary.outputs[0]), spec.input[0] > IMAGE_CHANNELS, True))
     if len({seat.key for seat in seats}) < len(seats):
         raise BblabError("--blocks: two of the choices are the same block", hint="an argument's default, or a repeat")
-    rows: list[Mapping[str, Any]] = []
-    problems: list[BblabError] = []
+    kept = Kept(lab, store)
     compared: list[dict[str, Any]] = []
-    for runtime in runtimes:
-        for count in threads:
-            session = _measured(lab, seats, (), _reference(lab), runtime, count, budget, on_progress, problems)
-            if session is None:
+    sessions = [(runtime, count) for runtime in runtimes for count in threads]
+    for done, (runtime, count) in enumerate(sessions):
+        share = clock.share(len(sessions) - done)
+        session = _measured(lab, seats, (), _reference(lab), runtime, count, opened, share, on_progress, kept)
+        if session is None:
+            continue
+        known = []
+        for (cell, spec), seat in zip(cells, seats, strict=True):
+            found = session.blocks.get(seat.key)
+            if found is None:
                 continue
-            known = []
-            for (cell, spec), seat in zip(cells, seats, strict=True):
-                found = session.blocks.get(seat.key)
-                if found is None:
-                    continue
-                known.append((cell, found))
-                row = _row(spec, cell, found, session)
-                rows.append(_kept(lab, "block", spec, row, ASKED, _raw(found, session), store, problems))
-            compared += [{"runtime": runtime, "threads": count, **c.to_json()} for c in comparisons(known)]
-    return Measured(tuple(rows), tuple(problems)), compared
-
-
-def _kept(
-    lab: Lab,
-    kind: str,
-    spec: ArchSpec,
-    row: dict[str, Any],
-    asked: Sequence[str],
-    raw: Mapping[str, Any],
-    store: bool,
-    problems: list[BblabError],
-) -> Mapping[str, Any]:
-    if not store:
-        return row
-    try:
-        return stored(lab, kind, spec, row, asked, raw)
-    except RunError as error:
-        if not any(str(error) == str(p) for p in problems):
-            problems.append(error)
-        return row
+            known.append((cell, found))
+            kept.keep("block", spec, _row(spec, cell, found, session), ASKED, _raw(found, session))
+        compared += [{"runtime": runtime, "threads": count, **c.to_json()} for c in comparisons(known)]
+    return kept.measured(), compared
 
 
 def _three(shape: Sequence[int]) -> tuple[int, int, int]:
@@ -399,8 +386,10 @@ def estimate(
     runtimes: Sequence[str] = ("ort",),
     threads: Sequence[int] = (1,),
     form: Form = "deploy",
+    device: str = "host",
     size: str | int = "search",
     budget: float | None = None,
+    waits: bool = False,
     store: bool = True,
     on_progress: Progress | None = None,
 ) -> tuple[Measured, list[dict[str, Any]]]:
@@ -408,6 +397,8 @@ def estimate(
     from bblab.latency import blocktable as table
     from bblab.latency import runtimes as engines
 
+    clock = Budget(budget)
+    opened = lab.device(device, waits=waits)
     for name in runtimes:
         engines.find(name).version()
     specs = list({s.spec_id: s for s in lab.every(references, edits)}.values())
@@ -432,60 +423,63 @@ def estimate(
         seen[seat.candidate().label] = number + 1
         if number:
             known[key] = (one, replace(seat, block=replace(seat.block, label=f"{seat.block.label} #{number + 1}")))
-    rows: list[Mapping[str, Any]] = []
-    problems: list[BblabError] = []
+    kept = Kept(lab, store)
+    sum_rows: list[Mapping[str, Any]] = []
     summary: list[dict[str, Any]] = []
     reference = _reference(lab, next(iter(sides)))
-    for runtime in runtimes:
-        for count in threads:
-            session = _measured(
-                lab, [s for _, s in known.values()], list(nets.values()), reference, runtime, count, budget,
-                on_progress, problems,
-            )  # fmt: skip
-            if session is None:
+    seats = [s for _, s in known.values()]
+    sessions = [(runtime, count) for runtime in runtimes for count in threads]
+    for done, (runtime, count) in enumerate(sessions):
+        share = clock.share(len(sessions) - done)
+        session = _measured(
+            lab, seats, list(nets.values()), reference, runtime, count, opened, share, on_progress, kept
+        )  # fmt: skip
+        if session is None:
+            continue
+        ids = {}
+        for key, (one, _) in known.items():
+            if key in session.blocks:
+                found = session.blocks[key]
+                ids[key] = kept.keep("block", one, _row(one, {}, found, session), ASKED, _raw(found, session)).get(
+                    "run_id"
+                )
+        sums: list[Sum] = []
+        for spec in specs:
+            keys = [seat.key for _, seat in parts[spec.spec_id]]
+            net = session.timings.get(nets[spec.spec_id].key)
+            if net is None or any(k not in session.blocks for k in keys):
+                kept.problems.append(RunError(f"{spec.name}: not all of its blocks could be measured on {runtime}"))
                 continue
-            ids = {}
-            for key, (one, _) in known.items():
-                if key in session.blocks:
-                    row = _row(one, {}, session.blocks[key], session)
-                    kept = _kept(lab, "block", one, row, ASKED, _raw(session.blocks[key], session), store, problems)
-                    ids[key] = kept.get("run_id")
-            sums: list[Sum] = []
-            for spec in specs:
-                keys = [seat.key for _, seat in parts[spec.spec_id]]
-                net = session.timings.get(nets[spec.spec_id].key)
-                if net is None or any(k not in session.blocks for k in keys):
-                    problems.append(RunError(f"{spec.name}: not all of its blocks could be measured on {runtime}"))
-                    continue
-                found = table.summed(spec.name, [session.blocks[k] for k in keys], net, session.reference)
-                sums.append(found)
-                blocks_of = list(zip(places[spec.spec_id], (known[k][0] for k in keys), strict=True))
-                row = _sum_row(spec, found, net, blocks_of, [ids.get(k) for k in keys])
-                raw = {"cpu_s": net.samples.cpu_s, "wall_s": net.samples.wall_s}
-                rows.append(_kept(lab, "latency_estimate", spec, row, ASKED, raw, store, problems))
-            if sums:
-                summary.append({"runtime": runtime, "threads": count, **table.accuracy(sums).to_json()})
-    return Measured(tuple(rows), tuple(problems)), summary
+            added = table.summed(spec.name, [session.blocks[k] for k in keys], net, session.reference)
+            sums.append(added)
+            blocks_of = list(zip(places[spec.spec_id], (known[k][0] for k in keys), strict=True))
+            row = _sum_row(spec, added, net, blocks_of, [ids.get(k) for k in keys])
+            raw = {"cpu_s": net.warm.cpu_s, "wall_s": net.warm.wall_s}
+            sum_rows.append(kept.keep("latency_estimate", spec, row, ASKED, raw))
+        if sums:
+            summary.append({"runtime": runtime, "threads": count, **table.accuracy(sums).to_json()})
+    return Measured(tuple(sum_rows), tuple(kept.problems)), summary
 
 
 def _sum_row(
     spec: ArchSpec, found: Sum, net: Timing, blocks: Sequence[tuple[str, ArchSpec]], ids: Sequence[int | None]
 ) -> dict[str, Any]:
     own = net.to_json()
-    kept = ("device", "runtime", "runtime_version", "form", "precision", "threads", "input", "processes", "rounds",
-            "reference", "reference_input", "wall_over_cpu", "is_busy", "drift", "notes", "session")  # fmt: skip
-    span: Callable[[str, Any], dict[str, float | None]] = lambda name, e: {  # noqa: E731
-        name: e.value, f"{name}_low": _end(e.low), f"{name}_high": _end(e.high)
-    }  # fmt: skip
+    kept = ("device", "runtime", "runtime_version", "form", "precision", "threads", "protocol", "input", "processes",
+            "rounds", "reference", "reference_input", "wall_over_cpu", "is_busy", "drift", "notes",
+            "session")  # fmt: skip
     return {
         "label": spec.name,
         "spec": spec.name,
         **{k: own[k] for k in kept},
         "cpu_p10_s": own["cpu_p10_s"],
         "added_s": found.added_s,
-        **span("measured_ratio", found.measured),
-        **span("added_ratio", found.added),
-        **span("error", found.error),
+        "state": "warm",
+        **{
+            key: value
+            for name, e in (("measured_ratio", found.measured), ("added_ratio", found.added), ("error", found.error))
+            for key, value in {name: e.value, **_ends(name, e)}.items()
+        },
         "blocks": [
             {"row": row, "block": one.name, "seconds": b.value_s.value, "ratio": b.ratio.value, "run_id": run_id}
             for (row, one), b, run_id in zip(blocks, found.blocks, ids, strict=True)

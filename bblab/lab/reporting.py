@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bblab.errors import BblabError, RunError, near
+from bblab.lab.racing import protocol_of
+from bblab.latency import stats
+from bblab.latency.wire import PACED, PROTOCOL, STATES, WARM
 from bblab.reports.kit.stored import (
     AccuracyRow,
     FieldRow,
@@ -27,7 +30,6 @@ from bblab.reports.kit.stored import (
     ProfileRow,
     PublishedRow,
     Scale,
-    Series,
     Setting,
     Stored,
     TimingRow,
@@ -47,46 +49,58 @@ MOST_COMPUTED = 300  # profiles that a report computes itself
 # Rows ---------------------------------------------------------------------------------------------------------------
 
 
-def timing_row(run: Run, samples: Callable[[], Mapping[str, Sequence[float]]]) -> TimingRow:
-    """A stored timing. Raises KeyError, TypeError or ValueError where it is not one."""
+def timing_rows(run: Run, samples: Callable[[], Mapping[str, Sequence[float]]]) -> list[TimingRow]:
+    """A stored timing, a row a state. Raises KeyError, TypeError or ValueError where it is not one."""
+    protocol = protocol_of(run)
+    raw = samples() if protocol == PROTOCOL else {}
+    return [
+        _timing_row(run, state, figures, protocol, raw)
+        for state in ((WARM,) if protocol == 1 else STATES)
+        if (figures := run.result if protocol == 1 else run.result.get(state))
+    ]
+
+
+def _timing_row(
+    run: Run, state: str, figures: Mapping[str, Any], protocol: int, raw: Mapping[str, Sequence[float]]
+) -> TimingRow:
     i, r = run.inputs, run.result
     conditions = r.get("conditions") or {}
     before, after = conditions.get("before") or {}, conditions.get("after") or {}
-    processor = r.get("processor", "cpu")
+    pace = i.get("pace_fps") if protocol == 1 or state == PACED else None
     setting = Setting(
-        str(i["device"]), str(before.get("cpu_model") or ""), str(i["runtime"]), str(i["runtime_version"]), processor,
-        str(i["precision"]), int(i["threads"]), tuple(int(n) for n in i["input"]), int(i.get("batch") or 1),
-        None if i.get("pace_fps") is None else float(i["pace_fps"]),
+        str(i["device"]), str(before.get("cpu_model") or ""), str(i["runtime"]), str(i["runtime_version"]),
+        r.get("processor", "cpu"), str(i["precision"]), int(i["threads"]), tuple(int(n) for n in i["input"]),
+        int(i.get("batch") or 1), None if pace is None else float(pace), state, protocol,
     )  # fmt: skip
-    wall = r.get("measured_wall_p50_s") or r.get("wall_p50_s")
-    time_s = wall if setting.has_wall_times and wall else r["cpu_p10_s"]
-    estimator = str(r.get("estimator", "cpu_p10"))
-    kind = "wall_s" if estimator.startswith("wall") else "cpu_s"
-    own: Series = ()
-    beside: Series = ()
-    lengths = r.get("samples_per_process") or {}
-    if lengths.get(kind) and lengths.get(f"reference_{kind}"):
-        raw = samples()
-        own = _by_process(raw.get(kind, ()), lengths[kind])
-        beside = _by_process(raw.get(f"reference_{kind}", ()), lengths[f"reference_{kind}"])
-    low, high = _number(r.get("ratio_low")), _number(r.get("ratio_high"))
-    if r.get("processes") == 1:  # its calls say nothing of another process: no interval, and none to be drawn
-        own, beside, low, high = (), (), None, None
-    ratio = float(r["ratio"])
+    wall = figures.get("measured_wall_p50_s") or figures.get("wall_p50_s")
+    time_s = float(wall if setting.has_wall_times and wall else figures["cpu_p10_s"])
+    ratio = float(figures["ratio"])
     if not (ratio > 0 and math.isfinite(ratio)):
         raise ValueError("the ratio is not a positive number")
+    prefix = "" if state == WARM else f"{state}_"
+    clock = "wall_s" if setting.has_wall_times else "cpu_s"
+    lengths = r.get("samples_per_process") or {}
+    own, beside = (
+        _by_process(raw.get(name, ()), lengths.get(name) or ())
+        for name in (f"{prefix}{clock}", f"{prefix}reference_{clock}")
+    )
+    logs: tuple[float, ...] = ()
+    reference_s = time_s / ratio
+    if own and list(map(len, own)) == list(map(len, beside)):
+        logs = stats.process_logs(own, beside, stats.functional_of(state, setting.threads, setting.processor))
+        reference_s = stats.quantile(stats.pooled(beside), 0.5 if setting.has_wall_times else 0.1)
     reference = (str(i["reference"]), str(r.get("reference_form", "deploy")), tuple(r.get("reference_input") or ()))
     return TimingRow(
         run.id, run.created_utc, run.spec_id, run.name, str(i["form"]), setting, str(r.get("session", run.id)),
-        reference, bool(r.get("is_reference")), float(time_s), ratio, low, high, estimator,
-        bool(r.get("steady", True)), bool(r.get("is_busy")), tuple(map(str, r.get("doubts") or ())), own, beside,
-        before, after,
+        reference, bool(r.get("is_reference")), time_s, reference_s, ratio, _number(figures.get("ratio_low")),
+        _number(figures.get("ratio_high")), logs, bool(r.get("steady", True)), bool(r.get("is_busy")),
+        tuple(map(str, r.get("doubts") or ())), before, after,
     )  # fmt: skip
 
 
-def _by_process(values: Sequence[float], lengths: Sequence[int]) -> Series:
-    """The joined samples cut into processes; nothing where a value is no time."""
-    if sum(lengths) != len(values) or not all(v > 0 for v in values):
+def _by_process(values: Sequence[float], lengths: Sequence[int]) -> stats.Series:
+    """The joined samples cut into processes; nothing where a value is not a time."""
+    if not lengths or sum(lengths) != len(values) or not all(v > 0 for v in values):
         return ()
     found, at = [], 0
     for length in lengths:
@@ -271,7 +285,8 @@ def operators_row(run: Run, say: Words) -> OperatorsRow:
     ops = tuple((str(p["name"]), "", float(p["seconds"]), float(p["share"])) for p in r["op_types"])
     threads = say.counted("{count} thread", int(i["threads"]))
     runtime = f"{i['runtime']} {i['runtime_version']}"
-    where = say.join(str(i["device"]), runtime, str(i["precision"]), threads, "×".join(map(str, i["input"])))
+    older = say.t("protocol 1 (cold, mixed)") if protocol_of(run) == 1 else ""
+    where = say.join(str(i["device"]), runtime, str(i["precision"]), threads, "×".join(map(str, i["input"])), older)
     return OperatorsRow(run.id, run.created_utc, run.spec_id, run.name, str(i["form"]), where, parts, ops)
 
 
@@ -291,7 +306,8 @@ KEYS: dict[str, Callable[[TimingRow], str]] = {
     "precision": lambda t: t.setting.precision,
     "threads": lambda t: str(t.setting.threads),
     "size": lambda t: str(t.setting.size_px),
-    "pace": lambda t: "back-to-back" if t.setting.pace_fps is None else f"{t.setting.pace_fps:g}",
+    "state": lambda t: t.setting.state,
+    "pace": lambda t: "none" if t.setting.pace_fps is None else f"{t.setting.pace_fps:g}",
     "form": lambda t: t.form,
 }
 NET_KEYS = ("name", "spec_id", "family")
@@ -305,6 +321,9 @@ class Selection:
 
     def keeps(self, key: str, value: str) -> bool:
         return all(_matches(value, choice) for k, choice in self.wanted if k == key)
+
+    def has(self, *keys: str) -> bool:
+        return any(key in keys for key, _ in self.wanted)
 
 
 def parse_selection(text: str) -> Selection:
@@ -330,14 +349,14 @@ def _matches(value: str, choice: Sequence[str]) -> bool:
 def _selected(stored: Stored, selection: Selection) -> Stored:
     """What the selection leaves. Raises BblabError where a key matches nothing, with the values that there are."""
     facts = [
-        *((r.spec_id, r.name) for r in stored.timings),
+        *((r.spec_id, r.name) for r in (*stored.timings, *stored.older)),
         *((r.spec_id, r.name) for r in stored.accuracies),
         *((r.spec_id, r.name) for r in stored.trainings),
         *((r.spec_id, r.name) for r in stored.profiles.values()),
     ]
     for key, choice in selection.wanted:
         if key in KEYS:
-            values = {KEYS[key](t) for t in stored.timings}
+            values = {KEYS[key](t) for t in (*stored.timings, *stored.older)}
         elif key == "family":
             values = {stored.families.get(spec_id, "other") for spec_id, _ in facts}
         else:
@@ -352,11 +371,14 @@ def _selected(stored: Stored, selection: Selection) -> Stored:
             selection.keeps("name", name) and selection.keeps("spec_id", spec_id) and selection.keeps("family", family)
         )
 
-    timings = tuple(
-        t for t in stored.timings
-        if keeps(t.spec_id, t.name) and all(selection.keeps(key, read(t)) for key, read in KEYS.items())
+    timings, older = (
+        tuple(
+            t for t in rows
+            if keeps(t.spec_id, t.name) and all(selection.keeps(key, read(t)) for key, read in KEYS.items())
+        )
+        for rows in (stored.timings, stored.older)
     )  # fmt: skip
-    if stored.timings and not timings:
+    if stored.timings and not timings and not older:
         asked = " ".join(f"{k}={','.join(v)}" for k, v in selection.wanted)
         there = sorted({t.setting.title for t in stored.timings})
         raise BblabError(
@@ -365,7 +387,8 @@ def _selected(stored: Stored, selection: Selection) -> Stored:
         )
     return replace(
         stored,
-        timings=timings,
+        timings=timings if selection.has("state", "pace") else tuple(t for t in timings if t.setting.state == WARM),
+        older=older,
         accuracies=tuple(a for a in stored.accuracies if keeps(a.spec_id, a.name)),
         trainings=tuple(t for t in stored.trainings if keeps(t.spec_id, t.name)),
         profiles={i: p for i, p in stored.profiles.items() if keeps(i, p.name)},
@@ -386,6 +409,7 @@ def gather(
 ) -> Stored:
     """Everything that the selection leaves of the notebook, with published figures and missing profiles.
 
+    Of latencies the warm ones, unless `state=` or `pace=` selects others.
     `names`: specs or `NAME*` patterns, by stored name. Raises BblabError for an empty notebook (what to run first), a
     selection that is wrong or matches nothing (the near values).
     """
@@ -396,7 +420,8 @@ def gather(
         runs = store.runs(since=since)
         if not runs and not with_published:
             _refuse_empty(lab, store, since)
-        timings = _read(runs, "timing", lambda run: timing_row(run, lambda: store.samples(run.id)), odd)
+        read = _read(runs, "timing", lambda run: timing_rows(run, lambda: store.samples(run.id)), odd)
+        timings = [row for rows in read for row in rows]
         ended = _last_of_each(run for run in runs if run.kind == "pretrain")
         trained = _read(ended, "pretrain", lambda run: training_rows(run, lambda: store.samples(run.id), say), odd)
         scored, no_accuracy = _accuracies_of(runs, say)
@@ -420,7 +445,8 @@ def gather(
     known |= {a.spec_id: a.name for a in published}
     _complete(lab, profiles, known, say)
     stored = Stored(
-        tuple(reversed(timings)),
+        tuple(t for t in reversed(timings) if t.setting.protocol == PROTOCOL),
+        tuple(t for t in reversed(timings) if t.setting.protocol != PROTOCOL),
         tuple(accuracies),
         profiles,
         tuple(reversed([*(t for t, _ in trained), *logs])),
@@ -464,7 +490,13 @@ def _read(runs: Iterable[Run], kind: str, read: Callable[[Run], Any], odd: Count
 def _named(stored: Stored, names: Sequence[str]) -> Stored:
     there = {
         r.name: r.spec_id
-        for rows in (stored.timings, stored.accuracies, stored.trainings, tuple(stored.profiles.values()))
+        for rows in (
+            stored.timings,
+            stored.older,
+            stored.accuracies,
+            stored.trainings,
+            tuple(stored.profiles.values()),
+        )
         for r in rows
     }
     for name in names:
@@ -475,6 +507,7 @@ def _named(stored: Stored, names: Sequence[str]) -> Stored:
     return replace(
         stored,
         timings=tuple(t for t in stored.timings if t.spec_id in ids),
+        older=tuple(t for t in stored.older if t.spec_id in ids),
         accuracies=tuple(a for a in stored.accuracies if a.spec_id in ids),
         trainings=tuple(t for t in stored.trainings if t.spec_id in ids),
         profiles={i: p for i, p in stored.profiles.items() if i in ids},

@@ -8,10 +8,11 @@ Importing this loads neither torch, numpy nor a runtime.
 
 from bblab.latency.agreement import Agreement, agreement, agreement_words
 from bblab.latency.explain import explain
-from bblab.latency.measure import Progress, measure
-from bblab.latency.protocol import Drift, Estimate, contest, is_tie, rank, ratio_between, settled, spinning_waste, ties
-from bblab.latency.sessions import DUEL, Outcome, Race, Verdict, places, verdict
+from bblab.latency.protocol import Drift, is_tie, rank, ratio_between, settled, spinning_waste, ties
+from bblab.latency.session import Progress, measure
+from bblab.latency.sessions import DUEL, Outcome, Placed, Race, Verdict, places, verdict
 from bblab.latency.sessions import run as run_races
+from bblab.latency.stats import Estimate, contest
 from bblab.latency.values import Broken, Candidate, Interrupted, Plan, Samples, Timing
 from bblab.latency.words import machine_words, ranking, sentence, verdict_words
 
@@ -24,6 +25,7 @@ __all__ = [
     "Estimate",
     "Interrupted",
     "Outcome",
+    "Placed",
     "Plan",
     "Progress",
     "Race",

@@ -43,10 +43,13 @@ def agreement(first: Sequence[Row], second: Sequence[Row]) -> Agreement | None:
 
 
 def _sign(x: Row, y: Row) -> int:
-    """-1 where x is faster, 1 where y is, 0 for a tie."""
-    if y["label"] in x["tied_with"] or x["ratio"] == y["ratio"]:
+    """-1 where x is faster, 1 where y is, 0 for a tie and where one process gives no ranking."""
+    if y["label"] in x["tied_with"] or None in (x["rank"], y["rank"]):
         return 0
-    return -1 if x["ratio"] < y["ratio"] else 1
+    # Ratios to references of two sizes do not order.
+    key = "ratio" if x["input"] == y["input"] else "cpu_p10_s"
+    a, b = (x["rank"], x[key]), (y["rank"], y[key])
+    return (a > b) - (a < b)
 
 
 def agreement_words(first: str, second: str, found: Agreement) -> str:

@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bblab.latency import protocol
-from bblab.latency.protocol import Estimate
+from bblab.latency import stats
+from bblab.latency.stats import Estimate
 from bblab.latency.values import Candidate, Timing
 
 if TYPE_CHECKING:
@@ -98,11 +98,11 @@ class BlockTime:
 
     @property
     def value_s(self) -> Estimate:
-        return mean_of(self.seconds)
+        return stats.mean_interval(self.seconds)
 
     @property
     def ratio(self) -> Estimate:
-        return mean_of(self.ratios)
+        return stats.mean_interval(self.ratios)
 
     @property
     def has_interval(self) -> bool:
@@ -116,10 +116,8 @@ class BlockTime:
 
 
 def per_process(timing: Timing) -> tuple[float, ...]:
-    """One time a process: the p10 of CPU time, or the median of wall time where CPU time is no latency."""
-    if timing.is_one_cpu_thread:
-        return tuple(protocol.quantile(calls, 0.1) for calls in timing.samples.cpu_s)
-    return tuple(protocol.quantile(calls, 0.5) for calls in timing.samples.wall_s)
+    """Seconds of a warm call in each process: those whose ratio is taken everywhere else."""
+    return tuple(stats.level(process, timing.functional()) for process in timing.series())
 
 
 def block_times(seats: Sequence[Seat], timings: Mapping[str, Timing], reference: Timing) -> dict[str, BlockTime]:
@@ -137,16 +135,6 @@ def block_times(seats: Sequence[Seat], timings: Mapping[str, Timing], reference:
     return found
 
 
-def mean_of(values: Sequence[float], *, error: float = 0.05) -> Estimate:
-    """The mean over processes with Student's t interval; infinitely wide for one process."""
-    mean, n = sum(values) / len(values), len(values)
-    if n == 1:
-        return Estimate(mean, -math.inf, math.inf)
-    spread = math.sqrt(sum((x - mean) ** 2 for x in values) / (n - 1))
-    half = protocol.students_t(1 - error / 2, n - 1) * spread / math.sqrt(n)
-    return Estimate(mean, mean - half, mean + half)
-
-
 def ratio_of(ours: BlockTime, theirs: BlockTime) -> Estimate | None:
     """ours / theirs, paired over processes; None where one of them cannot be told from nothing.
 
@@ -154,10 +142,7 @@ def ratio_of(ours: BlockTime, theirs: BlockTime) -> Estimate | None:
     """
     if min(*ours.seconds, *theirs.seconds) <= 0 or ours.is_lost or theirs.is_lost:
         return None
-    logs = mean_of([math.log(a / b) for a, b in zip(ours.seconds, theirs.seconds, strict=True)])
-    if not math.isfinite(logs.high):
-        return Estimate(math.exp(logs.value), 0.0, math.inf)
-    return Estimate(math.exp(logs.value), math.exp(logs.low), math.exp(min(logs.high, 700.0)))
+    return stats.mean_ratio([math.log(a / b) for a, b in zip(ours.seconds, theirs.seconds, strict=True)])
 
 
 # Sums ---------------------------------------------------------------------------------------------------------------
@@ -181,9 +166,10 @@ class Sum:
 def summed(label: str, blocks: Sequence[BlockTime], net: Timing, reference: Timing) -> Sum:
     scale = per_process(reference)
     whole = [a / b for a, b in zip(per_process(net), scale, strict=True)]
+    measured = stats.mean_ratio([math.log(w) for w in whole])
     added = [sum(b.ratios[at] for b in blocks) for at in range(len(scale))]
     errors = [a / w - 1 for a, w in zip(added, whole, strict=True)]
-    return Sum(label, tuple(blocks), mean_of(whole), mean_of(added), mean_of(errors))
+    return Sum(label, tuple(blocks), measured, stats.mean_interval(added), stats.mean_interval(errors))
 
 
 @dataclass(frozen=True, slots=True)

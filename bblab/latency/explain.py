@@ -83,6 +83,30 @@ class _Pair:
         return all(self.a.get(k) == self.b.get(k) for k in keys)
 
 
+def protocol_of(row: Row) -> int:
+    """The protocol that a stored row was measured by; rows without one are of the first."""
+    return int(row.get("protocol") or 1)
+
+
+def protocol_words(first: int, second: int) -> str:
+    """Why numbers of two protocols are not compared; empty where it is the same."""
+    if first == second:
+        return ""
+    told = " and ".join(
+        f"{name} by protocol {n}" + " (cold, mixed)" * (n == 1)
+        for name, n in (("the first", first), ("the second", second))
+    )
+    return (
+        f"measured by another protocol: {told}; their times and ratios cannot be compared (a net of 1 ms came out up "
+        "to 24 % slower by protocol 1); measure again: bblab bench --again"
+    )
+
+
+def _protocol(p: _Pair) -> Iterator[Found]:
+    if text := protocol_words(protocol_of(p.a), protocol_of(p.b)):
+        yield 1000, text
+
+
 def _net(p: _Pair) -> Iterator[Found]:
     if names := p.differ("spec"):
         yield 100, f"they are of two nets: {p.names[0]} was {names[0]}, {p.names[1]} {names[1]}"
@@ -136,12 +160,12 @@ def _threads(p: _Pair) -> Iterator[Found]:
 
 def _pace(p: _Pair) -> Iterator[Found]:
     one, two = p.a.get("pace_fps"), p.b.get("pace_fps")
-    if one != two:
+    if one != two and protocol_of(p.a) == protocol_of(p.b) == 1:  # paced calls stand beside warm ones since
         paced = p.names[0] if one else p.names[1]
         yield (
             65,
             (
-                f"{paced} was paced at {one or two:g} fps, the other back to back: between frames caches go cold "
+                f"{paced} was paced at {one or two:g} fps, the other without a pause: between frames caches go cold "
                 "and clocks fall"
             ),
         )
@@ -283,13 +307,15 @@ def _method(p: _Pair) -> Iterator[Found]:
             yield 48, f"the clock drifted while {name} was measured: the {how.get('series', 'clock')} changed{size}"
         if (row.get("processes") or 99) < 5:
             yield 38, f"{name} rests on {row['processes']} process(es) only: its interval is too narrow to be believed"
-    if estimators := p.differ("estimator"):
-        yield 26, f"their ratios are computed in two ways: {estimators[0]} and {estimators[1]}"
+    for key in ("functional", "estimator"):
+        if ways := p.differ(key):
+            yield 26, f"their ratios are computed in two ways: {ways[0]} and {ways[1]}"
     if speedometers := p.differ("speedometer"):
         yield 10, f"the clock was watched by two kernels ({', '.join(speedometers)}): it cannot be compared"
 
 
 _RULES: tuple[Callable[[_Pair], Iterator[Found]], ...] = (
+    _protocol,
     _net,
     _form,
     _input,

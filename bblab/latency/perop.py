@@ -9,24 +9,23 @@ against calls that nobody profiled.
 
 from __future__ import annotations
 
-import time
-import uuid
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from bblab.errors import BblabError
-from bblab.latency import conditions, devices, models, protocol, runtimes, tasks, wire
-from bblab.latency.measure import Progress
+from bblab.latency import protocol, runtimes, session, stats, wire
+from bblab.latency.devices import Device
+from bblab.latency.devices.remote import STAND_IN
 from bblab.latency.runtimes import Runtime
-from bblab.latency.values import Candidate, Conditions
+from bblab.latency.session import Measured, ProcessResult, Progress
+from bblab.latency.values import Candidate, Conditions, Plan
 
-PROCESSES, CALLS, WARMUPS = 3, 30, 5
-LIMIT_S = 300.0
+PLAN = Plan(processes=3, rounds=10)
 NOWHERE = "(not mapped)"
 
 
@@ -53,7 +52,7 @@ class Layer:
     kernel: str = ""
     low_s: float = 0.0
     high_s: float = 0.0
-    samples_s: protocol.Series = field(default=(), compare=False, repr=False)
+    samples_s: stats.Series = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +172,10 @@ def ncnn_modules(param: str, weighted: Sequence[tuple[str, int]]) -> dict[str, s
     return found
 
 
-def summed_up(name: str, samples_s: protocol.Series, *, overhead_s: float = 0.0, **about: str) -> Layer:
+def summed_up(name: str, samples_s: stats.Series, *, overhead_s: float = 0.0, **about: str) -> Layer:
     """A layer from its times in every call; what timing it costs is taken off, never below nothing."""
-    values = protocol.pooled(samples_s)
-    low, middle, high = (max(0.0, protocol.quantile(values, q) - overhead_s) for q in (0.1, 0.5, 0.9))
+    values = stats.pooled(samples_s)
+    low, middle, high = (max(0.0, stats.quantile(values, q) - overhead_s) for q in (0.1, 0.5, 0.9))
     return Layer(name, middle, low_s=low, high_s=high, samples_s=samples_s, **about)
 
 
@@ -222,12 +221,13 @@ def place_of(module: str, places: Sequence[Place]) -> Place | None:
 
 @dataclass(frozen=True, slots=True)
 class OpTimes:
-    """One net's operators on one runtime, and the calls that they are held against: `[process][call]`, seconds.
+    """One net's operators on one runtime, and the warm calls that they are held against: `[process][call]`, seconds.
 
     `sum_as_profiled_s` still holds what the profile adds to each operator (`overhead_s`); the table's does not.
     """
 
     candidate: Candidate
+    device: str
     runtime: str
     runtime_version: str
     precision: str
@@ -235,10 +235,10 @@ class OpTimes:
     table: OpTable
     sum_as_profiled_s: float
     overhead_s: float
-    wall_s: protocol.Series
-    cpu_s: protocol.Series
-    profiled_wall_s: protocol.Series
-    speedometer_cpu_s: protocol.Series
+    wall_s: stats.Series
+    cpu_s: stats.Series
+    profiled_wall_s: stats.Series
+    speedometer_cpu_s: stats.Series
     model_sha256: str
     conversion_rel_error: float
     session: str
@@ -248,15 +248,15 @@ class OpTimes:
 
     @property
     def whole_wall_s(self) -> float:
-        return protocol.quantile(protocol.pooled(self.wall_s), 0.5)
+        return stats.quantile(stats.pooled(self.wall_s), 0.5)
 
     @property
     def whole_cpu_s(self) -> float:
-        return protocol.quantile(protocol.pooled(self.cpu_s), 0.5)
+        return stats.quantile(stats.pooled(self.cpu_s), 0.5)
 
     @property
     def wall_over_cpu(self) -> float:
-        return protocol.wall_over_cpu(self.wall_s, self.cpu_s)
+        return stats.wall_over_cpu(self.wall_s, self.cpu_s)
 
     @property
     def whole_s(self) -> float:
@@ -271,24 +271,26 @@ class OpTimes:
         c = self.candidate
         return {
             "spec": c.spec,
-            "device": "host",
+            "device": self.device,
             "runtime": self.runtime,
             "runtime_version": self.runtime_version,
             "form": c.form,
             "precision": self.precision,
             "threads": self.threads,
             "input": list(c.input),
+            "protocol": wire.PROTOCOL,
+            "state": wire.WARM,
             "processes": len(self.wall_s),
             "calls": sum(map(len, self.wall_s)),
             "whole_s": self.whole_s,
             "whole_wall_p50_s": self.whole_wall_s,
             "whole_cpu_p50_s": self.whole_cpu_s,
-            "profiled_wall_p50_s": protocol.quantile(protocol.pooled(self.profiled_wall_s), 0.5),
+            "profiled_wall_p50_s": stats.quantile(stats.pooled(self.profiled_wall_s), 0.5),
             "wall_over_cpu": self.wall_over_cpu,
             "sum_over_whole": self.sum_over_whole,
             "sum_as_profiled_s": self.sum_as_profiled_s,
             "profile_adds_s_an_operator": self.overhead_s,
-            "speedometer_s": protocol.quantile(protocol.pooled(self.speedometer_cpu_s), 0.5),
+            "speedometer_s": stats.quantile(stats.pooled(self.speedometer_cpu_s), 0.5),
             "model_sha256": self.model_sha256,
             "conversion_rel_error": self.conversion_rel_error,
             "session": self.session,
@@ -296,99 +298,86 @@ class OpTimes:
             **self.table.to_json(),
         }
 
-    def raw(self) -> dict[str, protocol.Series]:
+    def raw(self) -> dict[str, stats.Series]:
         """Every sample: the whole calls, and each operator's time in every call, operator after operator."""
         return {
             "wall_s": self.wall_s,
             "cpu_s": self.cpu_s,
             "profiled_wall_s": self.profiled_wall_s,
             "speedometer_cpu_s": self.speedometer_cpu_s,
-            "operators_s": tuple(protocol.pooled(layer.samples_s) for layer in self.table.layers),
+            "operators_s": tuple(stats.pooled(layer.samples_s) for layer in self.table.layers),
         }
-
-
-Ask = Callable[..., Mapping[str, Any]]
 
 
 def measure(
     candidate: Candidate,
     places: Sequence[Place],
     *,
+    device: str | Device = "host",
     runtime: str = "ort",
-    threads: int = 1,
-    processes: int = PROCESSES,
-    calls: int = CALLS,
+    plan: Plan = PLAN,
     weighted: Sequence[tuple[str, int]] = (),
     on_progress: Progress | None = None,
-    ask: Ask = tasks.ask,
-) -> OpTimes:
-    """The operators of one net, over several processes, plain and profiled calls in turn.
+) -> tuple[OpTimes | None, BblabError | None]:
+    """The operators of one net as far as they were measured, and what ended it early.
 
     `weighted` as for `ncnn_modules`: where the runtime keeps no names of modules.
-    Raises BblabError for a runtime that cannot tell, RunError where the net cannot be converted or a process fails.
+    Raises BblabError for a runtime that cannot tell.
     """
-    engine = runtimes.find(runtime)
-    refuse_silent(engine)
-    tell = on_progress or (lambda done, total, seconds_left, text: None)
-    if not models.is_remembered(candidate, engine):
-        tell(0, processes, None, f"converting {candidate.label} for {runtime}")
-    model = models.converted(candidate, engine)
-    before = conditions.read()
-    answers: list[Mapping[str, Any]] = []
-    notes: list[str] = []
-    began = time.monotonic()
-    try:
-        for number in range(processes):
-            spent = time.monotonic() - began
-            left = spent / number * (processes - number) if number else None
-            tell(number, processes, left, f"{candidate.label}: operators, process {number + 1} of {processes}")
-            request = {
-                "runtime": runtime,
-                "path": str(model.path),
-                "input": [1, *candidate.input],
-                "threads": threads,
-                "calls": calls,
-                "warmups": WARMUPS,
-                "seed": number,
-            }
-            if tells_layers(engine):
-                answers.append(by_wire(request, modules_in(model.path, weighted)))
-            else:
-                answers.append(ask("bblab.latency.opworker", request, limit_s=LIMIT_S, threads=threads))
-    except KeyboardInterrupt:
-        if not answers:
-            raise
-        notes.append(f"stopped by hand after {len(answers)} of {processes} processes")
-    first = answers[0]
-    overhead = protocol.quantile([a["overhead_s"] for a in answers], 0.5)
-    layers, raw_sum = _joined(answers, overhead)
-    if any(len(a["layers"]) != len(first["layers"]) for a in answers):
-        notes.append("processes ran different operators: those that all of them ran are shown with all their times")
-    return OpTimes(
+    refuse_silent(runtimes.find(runtime))
+    measured, problem = session.attempt(
+        [candidate],
         candidate,
-        runtime,
-        first["runtime_version"],
-        first["precision"],
-        threads,
-        tabulate(layers, places),
-        raw_sum,
-        overhead,
-        tuple(tuple(a["wall_s"]) for a in answers),
-        tuple(tuple(a["cpu_s"]) for a in answers),
-        tuple(tuple(a["profiled_wall_s"]) for a in answers),
-        tuple(tuple(a["speedometer_cpu_s"]) for a in answers),
-        model.sha256,
-        model.rel_error,
-        uuid.uuid4().hex,
-        before,
-        conditions.read(),
-        tuple(notes),
+        device=device,
+        runtime=runtime,
+        plan=plan,
+        ask=lambda request, number: replace(request, probe="layers"),
+        on_progress=on_progress,
+    )
+    return (None if measured is None else op_times(candidate, places, measured, weighted)), problem
+
+
+def op_times(
+    candidate: Candidate, places: Sequence[Place], measured: Measured, weighted: Sequence[tuple[str, int]] = ()
+) -> OpTimes:
+    """From what the processes of a session with the probe `layers` said."""
+    (timing,) = measured.timings
+    (file,) = measured.files
+    modules = modules_in(file.path, weighted)
+    answers = [_layers(result, modules) for result in measured.results]
+    told = [float(m.text) for r in measured.results for m in r.told if isinstance(m, wire.Note)]
+    overhead = stats.quantile(told, 0.5) if told else 0.0
+    layers, raw_sum = _joined(answers, overhead)
+    notes = list(timing.notes)
+    if len({len(layers) for layers in answers}) > 1:
+        notes.append("processes ran different operators: those that all of them ran are shown with all their times")
+    profiled = [r.calls[0, wire.PROFILED] for r in measured.results]
+    return OpTimes(
+        candidate=candidate,
+        device=timing.device,
+        runtime=timing.runtime,
+        runtime_version=timing.runtime_version,
+        precision=timing.precision,
+        threads=timing.threads,
+        table=tabulate(layers, places),
+        sum_as_profiled_s=raw_sum,
+        overhead_s=overhead,
+        wall_s=timing.warm.wall_s,
+        cpu_s=timing.warm.cpu_s,
+        profiled_wall_s=tuple(tuple(c.wall_s for c in calls) for calls in profiled),
+        speedometer_cpu_s=timing.speedometer.cpu_s,
+        model_sha256=file.sha256,
+        conversion_rel_error=file.rel_error,
+        session=measured.name,
+        conditions_before=measured.before,
+        conditions_after=measured.after,
+        notes=tuple(notes),
     )
 
 
 def tells_layers(engine: Runtime) -> bool:
-    """Whether its own program tells layers by the line format (the runner)."""
-    return hasattr(engine, "program")
+    """Whether its own program does (the runner), here or on a device that has no Python."""
+    return hasattr(engine, "program") or engine.name in STAND_IN
 
 
 def refuse_silent(engine: Runtime) -> None:
@@ -409,66 +398,37 @@ def modules_in(path: Path, weighted: Sequence[tuple[str, int]]) -> dict[str, str
         return {}
 
 
-def by_wire(
-    request: Mapping[str, Any], modules: Mapping[str, str], *, device: Callable[[], Any] = lambda: devices.find("host")
-) -> dict[str, Any]:
-    """The answer of `opworker` from a program that speaks the line format: one process plain, one that tells layers."""
-    net = wire.ModelFile("net", request["path"], tuple(request["input"]))
-    rounds = ((0,),) * request["calls"]
-    told: dict[bool, list[Any]] = {}
-    for per_layer in (False, True):
-        asked = wire.Request(
-            request["runtime"], request["threads"], request["warmups"], request["seed"], (net,), rounds,
-            per_layer=per_layer,
-        )  # fmt: skip
-        with device() as opened, closing(opened.run(asked, silence_s=LIMIT_S)) as messages:
-            told[per_layer] = list(messages)
-    hello = next(m for m in told[False] if isinstance(m, wire.Hello))
-    plain, profiled = ([m for m in told[which] if isinstance(m, wire.Call)] for which in (False, True))
-    seconds: dict[str, list[float]] = {}
-    kinds: dict[str, str] = {}
-    for m in told[True]:
-        if isinstance(m, wire.Layer):
-            seconds.setdefault(m.name, [0.0] * request["calls"])[m.round] += m.wall_s
-            kinds[m.name] = m.type
-    return {
-        "overhead_s": 0.0,
-        "runtime_version": hello.runtime_version,
-        "precision": hello.precision,
-        "wall_s": [m.wall_s for m in plain],
-        "cpu_s": [m.cpu_s for m in plain],
-        "profiled_wall_s": [m.wall_s for m in profiled],
-        "profiled_cpu_s": [m.cpu_s for m in profiled],
-        "speedometer_cpu_s": [m.cpu_s for m in told[False] if isinstance(m, wire.Speed)],
-        "layers": [
-            {"name": name, "op": kinds[name], "module": modules.get(name, ""), "kernel": "", "seconds": values,
-             "told_by": "weights" if modules.get(name) else ""}
-            for name, values in seconds.items()
-        ],
-    }  # fmt: skip
+def _layers(result: ProcessResult, modules: Mapping[str, str]) -> list[Layer]:
+    """The operators of one process in the order of execution, each with its time in every profiled call."""
+    by_place: dict[int, list[wire.Layer]] = defaultdict(list)
+    for message in result.told:
+        if isinstance(message, wire.Layer):
+            by_place[message.place].append(message)
+    found = []
+    for place in sorted(by_place):
+        first, seconds = by_place[place][0], tuple(m.wall_s for m in by_place[place])
+        module = first.module or modules.get(first.name, "")
+        told_by = first.told_by or ("weights" if module else "")
+        found.append(Layer(first.name, 0.0, first.type, module, told_by, first.kernel, samples_s=(seconds,)))
+    return found
 
 
-def _joined(answers: Sequence[Mapping[str, Any]], overhead_s: float) -> tuple[list[Layer], float]:
+def _joined(answers: Sequence[Sequence[Layer]], overhead_s: float) -> tuple[list[Layer], float]:
     """Each operator's times in all processes: the same place of the same module and type is the same operator.
 
     Its name may change: a runtime numbers the operators that move data anew in every process.
     """
-    order: list[tuple[str, str, int]] = []
-    found: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
+    found: dict[tuple[str, str, int], list[Layer]] = {}
     for answer in answers:
         seen: dict[tuple[str, str], int] = {}
-        for layer in answer["layers"]:
-            at = (layer["module"], layer["op"])
+        for layer in answer:
+            at = (layer.module, layer.op)
             seen[at] = seen.get(at, -1) + 1
-            key = (*at, seen[at])
-            if key not in found:
-                order.append(key)
-            found.setdefault(key, []).append(layer)
+            found.setdefault((*at, seen[at]), []).append(layer)
     layers, raw_sum = [], 0.0
-    for key in order:
-        members = found[key]
-        samples = tuple(tuple(m["seconds"]) for m in members)
-        about = {name: members[0][name] for name in ("op", "module", "told_by", "kernel")}
-        layers.append(summed_up(members[0]["name"], samples, overhead_s=overhead_s, **about))
-        raw_sum += protocol.quantile(protocol.pooled(samples), 0.5)
+    for members in found.values():
+        first, samples = members[0], tuple(m.samples_s[0] for m in members)
+        about = {"op": first.op, "module": first.module, "told_by": first.told_by, "kernel": first.kernel}
+        layers.append(summed_up(first.name, samples, overhead_s=overhead_s, **about))
+        raw_sum += stats.quantile(stats.pooled(samples), 0.5)
     return layers, raw_sum

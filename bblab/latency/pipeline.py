@@ -1,21 +1,21 @@
-"""Where a tracker's frame goes: pre-processing, backbone, head, decoding; back to back and at a camera's pace."""
+"""Where a tracker's frame goes: pre-processing, backbone, head, decoding; warm (no pause) and at a camera's pace."""
 
 from __future__ import annotations
 
-import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bblab.latency import conditions, models, protocol, runtimes, tasks
-from bblab.latency.measure import Progress
-from bblab.latency.pipeworker import FRAME, TEMPLATE
-from bblab.latency.values import Candidate, Conditions
+from bblab.errors import BblabError, RunError
+from bblab.latency import protocol, session, stats, wire
+from bblab.latency.devices import Device
+from bblab.latency.session import Measured, ProcessResult, Progress
+from bblab.latency.stageworker import FRAME, TEMPLATE, WHOLE
+from bblab.latency.values import Candidate, Conditions, Plan
 
-PROCESSES, SEQUENCES, FRAMES, WARMUPS = 5, 6, 10, 5
-LIMIT_S = 300.0
-WHOLE = "whole frame"
+SEQUENCES, FRAMES = 6, 10  # of each pace in a process; of a sequence
+PLAN = Plan(processes=5, rounds=2 * SEQUENCES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ class StageTime:
 
     name: str
     pace_fps: float | None
-    wall_s: protocol.Series
-    cpu_s: protocol.Series
+    wall_s: stats.Series
+    cpu_s: stats.Series
     is_per_frame: bool = True
 
     def quantile(self, q: float, *, cpu: bool) -> float:
-        return protocol.quantile(protocol.pooled(self.cpu_s if cpu else self.wall_s), q)
+        return stats.quantile(stats.pooled(self.cpu_s if cpu else self.wall_s), q)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Split:
     photo: str
     resized_by: str
     frame: tuple[int, int]
-    speedometer_cpu_s: protocol.Series
+    speedometer_cpu_s: stats.Series
     rel_errors: Mapping[str, float]
     session: str
     conditions_before: Conditions = field(default_factory=dict, compare=False, repr=False)
@@ -69,9 +69,9 @@ class Split:
 
     @property
     def wall_over_cpu(self) -> float:
-        """Of whole frames back to back: what other work on the machine took."""
+        """Of whole frames without a pause: what other work on the machine took."""
         first = self.wholes[0]
-        return protocol.wall_over_cpu(first.wall_s, first.cpu_s)
+        return stats.wall_over_cpu(first.wall_s, first.cpu_s)
 
     @property
     def is_by_cpu(self) -> bool:
@@ -89,6 +89,7 @@ class Split:
             "form": c.form,
             "precision": self.precision,
             "threads": self.threads,
+            "protocol": wire.PROTOCOL,
             "template_px": self.tracker.template.input[1],
             "search_px": c.input[1],
             "template_map": list(self.tracker.template_map),
@@ -106,7 +107,7 @@ class Split:
             "stages": [self._stage_json(s, by_cpu) for s in self.stages],
             "whole": [self._stage_json(s, by_cpu) for s in self.wholes],
             "late_frames": {f"{fps:g}": count for fps, count in self.late.items()},
-            "speedometer_s": protocol.quantile(protocol.pooled(self.speedometer_cpu_s), 0.5),
+            "speedometer_s": stats.quantile(stats.pooled(self.speedometer_cpu_s), 0.5),
             "conversion_rel_errors": dict(self.rel_errors),
             "session": self.session,
             "notes": list(self.notes),
@@ -119,6 +120,7 @@ class Split:
         own = stage.quantile(0.5, cpu=by_cpu)
         return {
             "stage": stage.name,
+            "state": wire.PACED if stage.pace_fps else wire.WARM,
             "pace_fps": stage.pace_fps,
             "is_per_frame": stage.is_per_frame,
             "p50_s": own,
@@ -131,11 +133,11 @@ class Split:
             "samples": sum(map(len, stage.wall_s)),
         }
 
-    def raw(self) -> dict[str, protocol.Series]:
+    def raw(self) -> dict[str, stats.Series]:
         """Every sample; series are named stage, pace, clock."""
-        found: dict[str, protocol.Series] = {"speedometer_cpu_s": self.speedometer_cpu_s}
+        found: dict[str, stats.Series] = {"speedometer_cpu_s": self.speedometer_cpu_s}
         for stage in (*self.stages, *self.wholes):
-            pace = f"{stage.pace_fps:g} fps" if stage.pace_fps else "back to back"
+            pace = f"{stage.pace_fps:g} fps" if stage.pace_fps else wire.WARM
             found[f"{stage.name}, {pace}, wall_s"] = stage.wall_s
             found[f"{stage.name}, {pace}, cpu_s"] = stage.cpu_s
         return found
@@ -144,91 +146,85 @@ class Split:
 def measure(
     tracker: Tracker,
     *,
+    device: str | Device = "host",
     runtime: str = "ort",
     threads: int = 1,
     fps: float = 30.0,
-    processes: int = PROCESSES,
-    sequences: int = SEQUENCES,
+    plan: Plan = PLAN,
     on_progress: Progress | None = None,
-    ask: Callable[..., Mapping[str, Any]] = tasks.ask,
-) -> Split:
-    """Both paces over several processes. Raises CannotConvert for a net that the runtime cannot take."""
-    engine = runtimes.find(runtime)
-    tell = on_progress or (lambda done, total, seconds_left, text: None)
+) -> tuple[Split | None, BblabError | None]:
+    """Both paces over several processes on this machine as far as they were measured, and what ended it early."""
     nets = {"template": tracker.template, "search": tracker.search, "head": tracker.head}
-    files = {}
-    for name, net in nets.items():
-        if not models.is_remembered(net, engine):
-            tell(0, processes, None, f"converting {net.label} ({name}) for {runtime}")
-        files[name] = models.converted(net, engine)
-    before = conditions.read()
-    answers: list[Mapping[str, Any]] = []
-    notes: list[str] = []
-    began = time.monotonic()
-    try:
-        for number in range(processes):
-            spent = time.monotonic() - began
-            left = spent / number * (processes - number) if number else None
-            tell(number, processes, left, f"{tracker.search.spec}: pipeline, process {number + 1} of {processes}")
-            request = {
-                "runtime": runtime,
-                "threads": threads,
-                "models": {name: {"path": str(f.path)} for name, f in files.items()},
-                "template_px": tracker.template.input[1],
-                "search_px": tracker.search.input[1],
-                "template_map": tracker.template_map,
-                "search_map": tracker.search_map,
-                "channels": tracker.channels,
-                "stride": tracker.stride,
-                "paces": [None, fps],
-                "sequences": sequences,
-                "frames": FRAMES,
-                "warmups": WARMUPS,
-                "seed": number,
-            }
-            answers.append(
-                ask("bblab.latency.pipeworker", request, limit_s=LIMIT_S + sequences * FRAMES / fps, threads=threads)
-            )
-    except KeyboardInterrupt:
-        if not answers:
-            raise
-        notes.append(f"stopped by hand after {len(answers)} of {processes} processes")
-    first = answers[0]
-    paces: list[float | None] = [None, fps]
-    stages = [
-        _stage(name, pace, [a["samples"][_key(pace)][name] for a in answers], name in FRAME)
-        for pace in paces
-        for name in (*FRAME, *TEMPLATE)
-    ]
-    wholes = [_stage(WHOLE, pace, [a["whole"][_key(pace)] for a in answers], True) for pace in paces]
+    candidates = [replace(net, label=name) for name, net in nets.items()]
+
+    def ask(request: wire.Request, number: int) -> wire.Request:
+        paces = [wire.WARM, wire.PACED] * (request.rounds // 2) + [wire.WARM] * (request.rounds % 2)
+        random.Random(number).shuffle(paces)
+        options = {
+            "template_px": tracker.template.input[1],
+            "search_px": tracker.search.input[1],
+            "template_map": tracker.template_map,
+            "search_map": tracker.search_map,
+            "channels": tracker.channels,
+            "stride": tracker.stride,
+            "frames": FRAMES,
+            "paces": paces,
+        }
+        return replace(request, probe="stages", options=options)
+
+    measured, problem = session.attempt(
+        candidates,
+        candidates[0],
+        device=device,
+        runtime=runtime,
+        plan=replace(plan, threads=threads, pace_fps=fps),
+        ask=ask,
+        on_progress=on_progress,
+    )
+    return (None if measured is None else split(tracker, measured, threads, fps)), problem
+
+
+def split(tracker: Tracker, measured: Measured, threads: int, fps: float) -> Split:
+    """From what the processes of a session with the probe `stages` said. Raises RunError where stages are missing."""
+    processes = [_by_stage(result) for result in measured.results]
+    hello, first = measured.results[0].hello, measured.results[0]
+    notes = {m.name: m.text for m in first.told if isinstance(m, wire.Note)}
+    stages: list[StageTime] = []
+    wholes: list[StageTime] = []
+    for state, pace in ((wire.WARM, None), (wire.PACED, fps)):
+        for name in (*FRAME, *TEMPLATE, WHOLE):
+            found = [p[state, name] for p in processes if (state, name) in p]
+            if not found:
+                raise RunError(f"the session ended before a {state} {name}", hint="measure again")
+            wall = tuple(tuple(m.wall_s for m in process) for process in found)
+            cpu = tuple(tuple(m.cpu_s for m in process) for process in found)
+            time = StageTime(name, pace, wall, cpu, name not in TEMPLATE)
+            (wholes if name == WHOLE else stages).append(time)
+    height, width = map(int, notes["frame"].split())
     return Split(
-        tracker,
-        runtime,
-        first["runtime_version"],
-        first["precision"],
-        threads,
-        tuple(stages),
-        tuple(wholes),
-        {fps: sum(a["late"].get(_key(fps), 0) for a in answers)},
-        first["photo"],
-        first["resized_by"],
-        (first["frame"][0], first["frame"][1]),
-        tuple(tuple(a["speedometer_cpu_s"]) for a in answers),
-        {name: f.rel_error for name, f in files.items()},
-        uuid.uuid4().hex,
-        before,
-        conditions.read(),
-        tuple(notes),
+        tracker=tracker,
+        runtime=hello.runtime,
+        runtime_version=hello.runtime_version,
+        precision=hello.precision,
+        threads=threads,
+        stages=tuple(stages),
+        wholes=tuple(wholes),
+        late={fps: sum(s > 1 / fps for s in stats.pooled(wholes[-1].wall_s))},
+        photo=notes["photo"],
+        resized_by=notes["resized_by"],
+        frame=(height, width),
+        speedometer_cpu_s=tuple(tuple(s.cpu_s for s in r.speed) for r in measured.results),
+        rel_errors=dict(zip(("template", "search", "head"), (f.rel_error for f in measured.files), strict=True)),
+        session=measured.name,
+        conditions_before=measured.before,
+        conditions_after=measured.after,
+        notes=measured.notes,
     )
 
 
-def _key(pace: float | None) -> str:
-    return f"{pace:g}" if pace else ""
-
-
-def _stage(
-    name: str, pace: float | None, samples: Sequence[Sequence[Sequence[float]]], is_per_frame: bool
-) -> StageTime:
-    wall = tuple(tuple(call[0] for call in process) for process in samples)
-    cpu = tuple(tuple(call[1] for call in process) for process in samples)
-    return StageTime(name, pace, wall, cpu, is_per_frame)
+def _by_stage(result: ProcessResult) -> dict[tuple[str, str], Sequence[wire.Stage]]:
+    found: dict[tuple[str, str], list[wire.Stage]] = {}
+    for message in result.told:
+        if isinstance(message, wire.Stage):
+            found.setdefault((message.state, message.name), []).append(message)
+    return {**found}

@@ -1,7 +1,7 @@
 """What passes in and out of the latency room: candidates, a plan, and timings with every raw sample.
 
 Nothing here holds a file, a process or a device. Derived numbers are properties, computed from the samples by the
-pure functions of `protocol.py`, so they cannot disagree with their source. Times are seconds.
+pure functions of `stats.py`, so they cannot disagree with their source. Times are seconds.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from bblab.errors import BblabError, RunError
-from bblab.latency import conditions, protocol
+from bblab.latency import conditions, protocol, stats, wire
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from bblab.latency.session import Measured
 
 Form = Literal["train", "deploy"]
 
@@ -52,12 +54,11 @@ class Candidate:
 class Plan:
     """How much to measure. The defaults: 6 processes of 5 rounds, 5 warm-ups.
 
-    `budget_s` bounds the measuring (conversion is not counted): fewer rounds, then fewer processes, never below
-    5 processes x 2 rounds unless even those would take three times the budget. `max_processes` above `processes`
-    lets the measurement go on while the ranking has ties and, where a budget is set, time is left; whether it has is
-    looked at after 6, 8, 11, 15, 20, ... processes only (see `protocol.contest`).
-    A worker that says nothing for `silence_s` is taken for hung. `pace_fps` starts calls no faster than a camera's
-    frames, as a tracker does: 30 fps cost MobileNetV3-small 31 % over back-to-back calls. None is back to back.
+    `budget_s` bounds everything from the first conversion on, and is kept: fewer rounds, then fewer processes, and what
+    was not reached is listed. `max_processes` above `processes` lets the measurement go on while the ranking has ties
+    and, where a budget is set, time is left; whether it has is looked at after 6, 8, 11, 15, 20, ... processes only
+    (see `stats.contest`). A worker that says nothing for `silence_s` is taken for hung. `pace_fps` times each net also
+    at a camera's pace, as a tracker runs it: 30 fps cost MobileNetV3-small 31 %.
     """
 
     processes: int = 6
@@ -74,7 +75,7 @@ class Plan:
         for name, least in (("processes", 1), ("rounds", 1), ("warmups", 0), ("threads", 1)):
             if getattr(self, name) < least:
                 raise BblabError(f"plan: {name} is {getattr(self, name)}", hint=f"it must be at least {least}")
-        if self.budget_s is not None and not self.budget_s > 0:
+        if self.budget_s is not None and not 0 < self.budget_s < math.inf:
             raise BblabError(f"plan: budget_s is {self.budget_s}", hint="give seconds above 0, or leave it out")
         if self.pace_fps is not None and not 0 < self.pace_fps < math.inf:
             raise BblabError(f"plan: pace_fps is {self.pace_fps}", hint="give frames a second, or leave it out")
@@ -87,10 +88,16 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Raw times of one model: `wall_s[process][round]`, and the CPU time of the same calls (all threads)."""
+    """Raw times of one net in one state: `wall_s[process][call]`, and the CPU time of the same calls (all threads).
 
-    wall_s: protocol.Series
-    cpu_s: protocol.Series
+    `per_round` calls in a row are of one round. `preempted` counts involuntary switches during each call; empty where
+    the system does not say.
+    """
+
+    wall_s: stats.Series
+    cpu_s: stats.Series
+    per_round: int = 1
+    preempted: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if tuple(map(len, self.wall_s)) != tuple(map(len, self.cpu_s)) or not all(self.wall_s):
@@ -103,16 +110,32 @@ class Samples:
     @property
     def rounds(self) -> int:
         """Rounds of the shortest process."""
-        return min(map(len, self.wall_s))
+        return min(map(len, self.wall_s)) // self.per_round
 
     @property
     def calls(self) -> int:
         return sum(map(len, self.wall_s))
 
+    @property
+    def wall_over_cpu(self) -> float:
+        return stats.wall_over_cpu(self.wall_s, self.cpu_s)
+
+    @property
+    def cpu_by_round_s(self) -> stats.Series:
+        """The smallest CPU time of each round."""
+        k = self.per_round
+        return tuple(tuple(min(p[i : i + k]) for i in range(0, len(p), k)) for p in self.cpu_s)
+
+
+Sampled = Mapping[str, Samples]  # by state: "warm", "cold" and, where it was asked for, "paced"
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One candidate's latency in one session, beside the reference that was timed in the same rounds."""
+    """One candidate's latency in one session, beside the reference that was timed in the same rounds.
+
+    Where no state is named, a figure is of warm calls.
+    """
 
     label: str
     spec: str
@@ -125,20 +148,22 @@ class Timing:
     precision: str
     threads: int
     warmups: int
-    samples: Samples
+    samples: Sampled
     reference: str  # the reference's spec; its form and input follow
     reference_form: Form
     reference_input: tuple[int, int, int]
     reference_key: str
-    reference_samples: Samples
+    reference_samples: Sampled
     speedometer: Samples  # rounds + 1 a process: before each round and after the last
     speedometer_name: str
     model_sha256: str
     model_bytes: int
     conversion_rel_error: float  # largest |runtime - torch| over largest |torch|, seeded random input
     session: str  # timings of one session share their rounds
-    pace_fps: float | None = None  # None: calls back to back
+    pace_fps: float | None = None  # of the paced calls
     processor: str = "cpu"  # what computed: "cpu" or "cuda"
+    pinned_cpus: tuple[int | None, ...] = ()  # the one core of each process; None where it was not held to one
+    slice_s: float | None = None  # the time slice that the scheduler granted to all processes
     conditions_before: Conditions = field(default_factory=dict, compare=False, repr=False)
     conditions_after: Conditions = field(default_factory=dict, compare=False, repr=False)
     notes: tuple[str, ...] = ()  # what the reader must know, such as a budget that ran out
@@ -147,43 +172,49 @@ class Timing:
     def is_reference(self) -> bool:
         return self.key == self.reference_key and self.samples == self.reference_samples
 
+    @property
+    def warm(self) -> Samples:
+        return self.samples[wire.WARM]
+
+    def has(self, state: str) -> bool:
+        return state in self.samples
+
     # Size of the sample -------------------------------------------------------------------------------------
 
     @property
     def processes(self) -> int:
-        return self.samples.processes
+        return self.warm.processes
 
     @property
     def rounds(self) -> int:
-        return self.samples.rounds
+        return self.warm.rounds
 
     # Absolute times -----------------------------------------------------------------------------------------
 
     @property
     def cpu_p10_s(self) -> float:
-        return protocol.quantile(protocol.pooled(self.samples.cpu_s), 0.1)
+        return self.cpu_p10_interval_s.value
 
     @property
-    def cpu_p10_interval_s(self) -> tuple[float, float]:
+    def cpu_p10_interval_s(self) -> stats.Estimate:
         """95 % interval over processes."""
-        return protocol.p10_interval(self.samples.cpu_s)
+        return stats.p10_interval(self.warm.cpu_s)
+
+    def wall_quantile_s(self, q: float, state: str = wire.WARM) -> float:
+        """As measured; believe it only where `is_busy` is false."""
+        return stats.quantile(stats.pooled(self.samples[state].wall_s), q)
 
     @property
     def wall_p50_s(self) -> float:
-        """As measured; believe it only where `is_busy` is false."""
-        return protocol.quantile(protocol.pooled(self.samples.wall_s), 0.5)
+        return self.wall_quantile_s(0.5)
 
     @property
     def wall_p90_s(self) -> float:
-        return protocol.quantile(protocol.pooled(self.samples.wall_s), 0.9)
-
-    @property
-    def wall_p99_s(self) -> float:
-        return protocol.quantile(protocol.pooled(self.samples.wall_s), 0.99)
+        return self.wall_quantile_s(0.9)
 
     @property
     def wall_over_cpu(self) -> float:
-        return protocol.wall_over_cpu(self.samples.wall_s, self.samples.cpu_s)
+        return self.warm.wall_over_cpu
 
     @property
     def is_busy(self) -> bool:
@@ -197,9 +228,7 @@ class Timing:
     @property
     def waiting(self) -> float:
         """The wall/CPU that tells whether the machine was busy: the net's own, or the speedometer's."""
-        if self.is_one_cpu_thread:
-            return self.wall_over_cpu
-        return protocol.wall_over_cpu(self.speedometer.wall_s, self.speedometer.cpu_s)
+        return self.wall_over_cpu if self.is_one_cpu_thread else self.speedometer.wall_over_cpu
 
     @property
     def is_one_cpu_thread(self) -> bool:
@@ -209,51 +238,45 @@ class Timing:
     @property
     def speedometer_s(self) -> float:
         """Median CPU time of the fixed kernel: it follows the clock of the CPU and nothing else."""
-        return protocol.quantile(protocol.pooled(self.speedometer.cpu_s), 0.5)
+        return stats.quantile(stats.pooled(self.speedometer.cpu_s), 0.5)
 
     # Against the reference ----------------------------------------------------------------------------------
 
     @property
     def drift(self) -> protocol.Drift | None:
         """What CUSUM says of the session's clock; None where the samples are too few to tell."""
-        return protocol.session_drift(
-            self.speedometer.cpu_s, self.reference_samples.cpu_s if self.is_one_cpu_thread else None
-        )
+        beside = self.reference_samples[wire.WARM].cpu_by_round_s if self.is_one_cpu_thread else None
+        return protocol.session_drift(self.speedometer.cpu_s, beside)
 
-    @property
-    def estimator(self) -> protocol.Estimator:
-        return protocol.choose_estimator(self.threads, self.drift, self.processor)
+    def functional(self, state: str = wire.WARM) -> stats.Functional:
+        return stats.functional_of(state, self.threads, self.processor)
+
+    def series(self, state: str = wire.WARM) -> stats.Series:
+        """The times whose ratio is taken."""
+        return _series(self.samples[state], self.functional(state))
+
+    def ratio_in(self, state: str) -> stats.Estimate:
+        """The ratio to the reference in that state, with its 95 % interval."""
+        functional = self.functional(state)
+        return stats.ratio_of(self.series(state), _series(self.reference_samples[state], functional), functional)
 
     @property
     def ratio(self) -> float:
-        return self._estimate.value
+        return self.ratio_in(wire.WARM).value
 
     @property
     def ratio_low(self) -> float:
-        return self._estimate.low
+        return self.ratio_in(wire.WARM).low
 
     @property
     def ratio_high(self) -> float:
-        return self._estimate.high
-
-    @property
-    def _estimate(self) -> protocol.Estimate:
-        return protocol.compare(self.series_for(self.estimator), self.reference_series, self.estimator)
-
-    @property
-    def reference_series(self) -> protocol.Series:
-        return _series(self.reference_samples, self.estimator)
-
-    def series_for(self, estimator: protocol.Estimator) -> protocol.Series:
-        return _series(self.samples, estimator)
+        return self.ratio_in(wire.WARM).high
 
     @property
     def doubts(self) -> tuple[str, ...]:
         """Why the number is not steady; empty where it is."""
-        relative = self._estimate
-        if self.is_reference:  # its ratio is 1 by definition: judge its own time
-            own = self.reference_series
-            relative = protocol.Estimate(protocol.quantile(protocol.pooled(own), 0.1), *protocol.p10_interval(own))
+        # The reference's ratio is 1 by definition: judge its own time.
+        relative = self.cpu_p10_interval_s if self.is_reference else self.ratio_in(wire.WARM)
         return protocol.doubts(self.processes, self.rounds, self.drift, relative)
 
     @property
@@ -267,14 +290,41 @@ class Timing:
 
     # For machines -------------------------------------------------------------------------------------------
 
+    def state_json(self, state: str) -> dict[str, Any] | None:
+        """The figures of one state; None where it was not measured. Wall times are null where the machine was busy."""
+        if not self.has(state):
+            return None
+        own = self.samples[state]
+        low, high = self.ratio_in(state).to_json()
+        walls = {
+            f"wall_p{round(100 * q)}_s": self.wall_quantile_s(q, state) if own.calls >= least else None
+            for q, least in ((0.5, 1), (0.9, 1), (0.99, protocol.ENOUGH_FOR_P99))
+        }
+        return {
+            "cpu_p10_s": stats.p10_interval(own.cpu_s).value,
+            **{name: None if self.is_busy else value for name, value in walls.items()},
+            "ratio": self.ratio_in(state).value,
+            "ratio_low": low,
+            "ratio_high": high,
+            "calls": own.calls,
+            "wall_over_cpu": own.wall_over_cpu,
+            "functional": self.functional(state),
+            "preempted_calls": sum(n > 0 for p in own.preempted for n in p) if own.preempted else None,
+            **{f"measured_{name}": value for name, value in walls.items()},
+        }
+
     def to_json(self) -> dict[str, Any]:
         """The keys of a `latency` element of `--json` (without the store's ids), then extras.
 
-        `wall_p50_s`, `wall_p90_s` and `wall_p99_s` are null where the machine was busy; what was measured all the same
-        stands under `measured_wall_*`, and in `raw()`.
+        `warm`, `cold` and `paced` (null where it was not asked for) are objects of the same keys; those at the top are
+        warm's. `wall_p50_s`, `wall_p90_s` and `wall_p99_s` are null where the machine was busy, the last also for fewer
+        than 100 calls; what was measured all the same is under `measured_wall_*`, and in `raw()`.
         """
-        drift, busy = self.drift, self.is_busy
-        low, high = self.cpu_p10_interval_s
+        drift = self.drift
+        by_state = {state: self.state_json(state) for state in wire.STATES}
+        warm = by_state[wire.WARM]
+        assert warm is not None
+        p10_low, p10_high = self.cpu_p10_interval_s.to_json()
         return {
             "spec": self.spec,
             "device": self.device,
@@ -286,38 +336,31 @@ class Timing:
             "input": list(self.input),
             "processes": self.processes,
             "rounds": self.rounds,
-            "cpu_p10_s": self.cpu_p10_s,
-            "wall_p50_s": None if busy else self.wall_p50_s,
-            "wall_p90_s": None if busy else self.wall_p90_s,
-            "wall_over_cpu": self.wall_over_cpu,
+            "protocol": wire.PROTOCOL,
             "reference": self.reference,
-            "ratio": self.ratio,
-            "ratio_low": self.ratio_low,
-            "ratio_high": self.ratio_high,
             "drift": drift.verdict if drift else None,
             "steady": self.steady,
+            **warm,
+            **by_state,
             "label": self.label,
-            "wall_p99_s": None if busy else self.wall_p99_s,
             "processor": self.processor,
             "speedometer_s": self.speedometer_s,
             "batch": 1,
             "warmups": self.warmups,
             "pace_fps": self.pace_fps,
-            "calls": self.samples.calls,
-            "cpu_p10_low_s": low,
-            "cpu_p10_high_s": high,
-            "measured_wall_p50_s": self.wall_p50_s,
-            "measured_wall_p90_s": self.wall_p90_s,
-            "measured_wall_p99_s": self.wall_p99_s,
-            "is_busy": busy,
+            "cpu_p10_low_s": p10_low,
+            "cpu_p10_high_s": p10_high,
+            "is_busy": self.is_busy,
+            "waiting": self.waiting,
             "is_reference": self.is_reference,
-            "estimator": self.estimator,
             "drift_detail": drift.to_json() if drift else None,
             "doubts": list(self.doubts),
             "notes": list(self.notes),
             "reference_form": self.reference_form,
             "reference_input": list(self.reference_input),
             "steal_share": self.steal_share,
+            "pinned_cpus": list(self.pinned_cpus),
+            "slice_s": self.slice_s,
             "model_sha256": self.model_sha256,
             "model_bytes": self.model_bytes,
             "conversion_rel_error": self.conversion_rel_error,
@@ -325,26 +368,35 @@ class Timing:
         }
 
     def raw(self) -> dict[str, Any]:
-        """Every sample behind the numbers, as [process][round], for the store."""
-        return {
-            "wall_s": self.samples.wall_s,
-            "cpu_s": self.samples.cpu_s,
-            "reference_wall_s": self.reference_samples.wall_s,
-            "reference_cpu_s": self.reference_samples.cpu_s,
+        """Every sample behind the numbers, as [process][call], for the store; warm's have no prefix."""
+        found: dict[str, Any] = {}
+        for state, own in self.samples.items():
+            prefix = "" if state == wire.WARM else f"{state}_"
+            beside = self.reference_samples[state]
+            found |= {
+                f"{prefix}wall_s": own.wall_s,
+                f"{prefix}cpu_s": own.cpu_s,
+                f"{prefix}reference_wall_s": beside.wall_s,
+                f"{prefix}reference_cpu_s": beside.cpu_s,
+            }
+            if own.preempted:
+                found[f"{prefix}preempted"] = own.preempted
+        return found | {
             "speedometer": self.speedometer_name,
             "speedometer_wall_s": self.speedometer.wall_s,
             "speedometer_cpu_s": self.speedometer.cpu_s,
         }
 
 
-def _series(samples: Samples, estimator: protocol.Estimator) -> protocol.Series:
-    return samples.wall_s if estimator == "wall_paired" else samples.cpu_s
+def _series(samples: Samples, functional: stats.Functional) -> stats.Series:
+    return samples.wall_s if functional == "wall_paired" else samples.cpu_s
 
 
 class Interrupted(BblabError):
-    """Ctrl-C: `partial` holds the timings of the processes that had finished."""
+    """Ctrl-C: `partial` holds the timings of the processes that had finished, `measured` the session so far."""
 
     exit_code = 1
+    measured: Measured | None = None
 
     def __init__(self, partial: list[Timing]) -> None:
         self.partial = partial
@@ -352,7 +404,9 @@ class Interrupted(BblabError):
 
 
 class Broken(RunError):
-    """A worker failed: `partial` holds the timings of the processes that had finished before."""
+    """A worker failed: `partial` holds the timings of the finished processes, `measured` the session so far."""
+
+    measured: Measured | None = None
 
     def __init__(self, cause: BblabError, partial: list[Timing]) -> None:
         self.partial = partial

@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bblab.latency import wire
 from bblab.latency.conditions import steal_share
-from bblab.latency.protocol import Estimate, rank
+from bblab.latency.protocol import LOADED_WALL_OVER_CPU, is_busy, rank
+from bblab.latency.stats import Estimate
 from bblab.latency.values import Timing
 
 if TYPE_CHECKING:
@@ -17,18 +19,18 @@ if TYPE_CHECKING:
 NO_INTERVAL_WORDS = "no interval: 1 process was measured, at least 2 are needed (--budget: more seconds, or none)"
 WIDE = 10.0  # a difference "below 1000 %" tells nobody anything
 _RUNTIME_NAMES = {"ort": "ORT", "openvino": "OpenVINO"}
-_ESTIMATOR_WORDS = {
-    "cpu_p10": "",
-    "cpu_paired": " (median of rounds, as the clock drifted)",
-    "wall_paired": " (wall time, median of rounds)",
+STATE_WORDS = {
+    wire.WARM: "warm (three calls in a row, after 6 ms of the same net)",
+    wire.COLD: "cold (the first call after other work)",
+    wire.PACED: "paced (at a camera's beat)",
 }
 
 
 def sentence(timing: Timing) -> str:
     """For example:
 
-    6.62 ms CPU (p10) · 0.183 x resnet18 [0.180, 0.187] · deploy, ORT 1.32 float32, 1 thread, host, 1x3x255x255 ·
-    machine busy (wall/CPU 2.3): wall time not shown
+    6.62 ms CPU (p10), warm · 0.183 x resnet18 [0.180, 0.187] warm, 0.191 [0.186, 0.196] cold · deploy, ORT 1.32
+    float32, 1 thread, host, 1x3x255x255 · machine busy (wall/CPU 1.3); wall time not shown
     """
     parts = [time_words(timing), ratio_words(timing), how_words(timing), wall_words(timing)]
     if timing.doubts:
@@ -40,28 +42,40 @@ def sentence(timing: Timing) -> str:
 
 
 def time_words(timing: Timing) -> str:
-    """CPU time, which is no latency with more than one thread and is then not called one."""
+    """CPU time of warm calls, which is not a latency with more than one thread and is then not called one."""
+    shown = milliseconds(timing.cpu_p10_s)
     if timing.is_one_cpu_thread:
-        return f"{milliseconds(timing.cpu_p10_s)} CPU (p10)"
+        return f"{shown} CPU (p10), warm"
     if timing.processor != "cpu":
-        return f"{milliseconds(timing.cpu_p10_s)} CPU beside {timing.processor} (p10, no latency)"
-    return f"{milliseconds(timing.cpu_p10_s)} CPU over {timing.threads} threads (p10, no latency)"
+        return f"{shown} CPU beside {timing.processor} (p10, warm; not a latency)"
+    return f"{shown} CPU over {timing.threads} threads (p10, warm; not a latency)"
 
 
 def ratio_words(timing: Timing) -> str:
+    """The ratio to the reference in each state, with its interval."""
     if timing.is_reference:
         return "the reference"
-    low, high = timing.ratio_low, timing.ratio_high
-    is_known = timing.processes > 1 and math.isfinite(high)
-    span = f"[{significant(low)}, {significant(high)}]" if is_known else f"({NO_INTERVAL_WORDS})"
-    return f"{significant(timing.ratio)} x {timing.reference} {span}{_ESTIMATOR_WORDS[timing.estimator]}"
+    parts: list[str] = []
+    for state in wire.STATES:
+        if timing.has(state):
+            beside = f" x {timing.reference}" if not parts else ""
+            parts.append(f"{ratio_span(timing.ratio_in(state), beside)} {state}")
+    return ", ".join(parts)
+
+
+def ratio_span(ratio: Estimate, beside: str = "", digits: int = 3) -> str:
+    """0.183 x resnet18 [0.180, 0.187]; without the interval where one process gives none."""
+    value = f"{significant(ratio.value, digits)}{beside}"
+    if not ratio.is_known:
+        return f"{value} (one process: no interval)"
+    return f"{value} [{significant(ratio.low, digits)}, {significant(ratio.high, digits)}]"
 
 
 def how_words(timing: Timing) -> str:
     """Everything that a number must name, the batch included."""
     version = ".".join(timing.runtime_version.split(".")[:2])
     runtime = f"{_RUNTIME_NAMES.get(timing.runtime, timing.runtime)} {version}"
-    pace = f", paced at {timing.pace_fps:g} fps" if timing.pace_fps else ""
+    pace = f", paced calls at {timing.pace_fps:g} fps" if timing.pace_fps else ""
     threads = "1 thread" if timing.threads == 1 else f"{timing.threads} threads"
     channels, height, width = timing.input
     shape = f"1x{channels}x{height}x{width}"
@@ -71,14 +85,29 @@ def how_words(timing: Timing) -> str:
 def wall_words(timing: Timing) -> str:
     """Wall time only where nothing else held the machine."""
     if timing.is_busy:
-        ratio = timing.waiting
-        shown = f"{ratio:.1f}" if ratio >= 1.15 else f"{ratio:.2f}"
-        return f"machine busy (wall/CPU {shown}): wall time not shown"
-    return f"{milliseconds(timing.wall_p50_s)} wall (median; p90 {milliseconds(timing.wall_p90_s)})"
+        return f"{busy_words(timing.waiting)}; wall time not shown"
+    return f"{milliseconds(timing.wall_p50_s)} wall (warm; median; p90 {milliseconds(timing.wall_p90_s)})"
+
+
+# What load was seen to do to the warm ratio to resnet18, in %: nets of .6 to 9.3 ms, two busy loops and more on two
+# cores, mean of several runs each (protocol 2's estimator). Nets below 2 ms: -0.3 to +6 %.
+LOAD_MOVES = "nets of 2 to 10 ms may come out 3 to 16 % too slow beside the reference"
+
+
+def busy_words(wall_over_cpu: float) -> str:
+    """How other work held the machine, and what that is known to do to ratios; empty where it did not."""
+    if not is_busy(wall_over_cpu):
+        return ""
+    shown = f"{wall_over_cpu:.1f}" if wall_over_cpu >= 1.15 else f"{wall_over_cpu:.2f}"
+    if wall_over_cpu >= LOADED_WALL_OVER_CPU:
+        return f"loaded (wall/CPU {shown}): {LOAD_MOVES}"
+    return f"machine busy (wall/CPU {shown})"
 
 
 def ranking(timings: Sequence[Timing]) -> str:
-    """Fastest first; "=" where the measurement does not settle the order."""
+    """Fastest first by warm calls; "=" where the measurement does not settle the order."""
+    if timings and timings[0].processes < 2:
+        return "one process gives no interval: nothing is ranked"
     groups = rank(timings)
     return " < ".join(" = ".join(t.label for t in group) for group in groups)
 

@@ -2,6 +2,8 @@
 
 Run as `python -m bblab.latency.worker`: reads one request line, answers as `wire.py` documents. It never imports
 torch, whose threads and memory would be part of what is timed, unless torch is what is timed.
+
+A probe is a function of (request, say) in PROBES. It loads what it needs, says `ready` by `begin`, and ends with `end`.
 """
 
 from __future__ import annotations
@@ -10,10 +12,12 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from bblab.latency import wire
+from bblab.latency import holding, wire
 
 # About 3 ms of CPython 3.11 on a 3 GHz server core. Never change it: times of the same kernel on the same device are
 # compared over months. Another kernel gets another name.
@@ -21,6 +25,7 @@ SPEEDOMETER_STEPS = 15_000
 SPEEDOMETER = f"python-xorshift64-{SPEEDOMETER_STEPS}"
 
 Clock = Callable[[], float]
+Say = Callable[["list[wire.Message]"], None]
 
 
 def speedometer() -> int:
@@ -36,16 +41,62 @@ def speedometer() -> int:
     return x
 
 
-def timed(work: Callable[[], object], wall: Clock, cpu: Clock) -> tuple[float, float]:
-    """Wall and CPU seconds of one call. The wall clock is read outside the CPU clock, so CPU <= wall.
+@dataclass
+class Bench:
+    """The clocks of a worker; tests give others."""
 
-    An accelerator's own clock, where the model has one, takes the place of wall time.
-    """
-    wall_start, cpu_start = wall(), cpu()
-    work()
-    cpu_s, wall_s = cpu() - cpu_start, wall() - wall_start
-    own_clock = getattr(work, "seconds", None)
-    return (wall_s if own_clock is None else own_clock()), cpu_s
+    wall: Clock = time.perf_counter
+    cpu: Clock = time.process_time
+    kernel: Callable[[], object] = speedometer
+    sleep: Callable[[float], object] = time.sleep
+    preempted: Callable[[], int | None] = holding.preempted
+    hold: Callable[[wire.Request], tuple[int | None, float | None]] = holding.hold
+    due: float = field(default=0.0, init=False)
+
+    def timed(self, work: Callable[[], object]) -> tuple[float, float, int | None]:
+        """Wall and CPU seconds of one call, and how often it was preempted.
+
+        The wall clock is read outside the CPU clock, so CPU <= wall. An accelerator's own clock, where the model has
+        one, takes the place of wall time.
+        """
+        before = self.preempted()
+        wall_start, cpu_start = self.wall(), self.cpu()
+        work()
+        cpu_s, wall_s = self.cpu() - cpu_start, self.wall() - wall_start
+        after = self.preempted()
+        own_clock = getattr(work, "seconds", None)
+        seconds = wall_s if own_clock is None else own_clock()
+        return seconds, cpu_s, None if before is None or after is None else after - before
+
+    def speed(self, number: int) -> wire.Speed:
+        return wire.Speed(number, *self.timed(self.kernel)[:2])
+
+    def fill(self, call: Callable[[], object], fill_s: float, since: float) -> int:
+        """Run a model until so much time has passed since then; how often it ran."""
+        count = 0
+        while self.wall() - since < fill_s:
+            call()
+            count += 1
+        return count
+
+    def wait(self, pace_s: float) -> None:
+        """Sleep until the next frame is due; the one after it is due `pace_s` later."""
+        self.sleep(max(0.0, self.due - self.wall()))
+        self.due = max(self.due, self.wall() - pace_s) + pace_s
+
+    @contextmanager
+    def measuring(self, request: wire.Request, say: Say) -> Iterator[None]:
+        """Says `ready` once the process is held to its core; no garbage is collected until the end."""
+        for _ in range(min(request.warmups, 3)):
+            self.kernel()
+        cpu, slice_s = self.hold(request)
+        gc.collect()
+        say([wire.Ready(len(request.models), cpu, slice_s)])
+        gc.disable()
+        try:
+            yield
+        finally:
+            gc.enable()
 
 
 class _OnInput:
@@ -60,54 +111,140 @@ class _OnInput:
         return self._run(self._x)
 
 
+Model = Callable[[], object]
+
+
+def visit(number: int, at: int, call: Model, request: wire.Request, bench: Bench) -> list[wire.Message]:
+    """One net's turn in a round: cold, then run until the caches are its own, then warm, then at a camera's pace."""
+    began = bench.wall()
+    spoken: list[wire.Message] = [wire.Call(number, at, wire.COLD, *bench.timed(call))]
+    bench.fill(call, request.fill_s, began)
+    for _ in range(request.warm_calls):
+        spoken.append(wire.Call(number, at, wire.WARM, *bench.timed(call)))
+    if request.paced_calls:
+        bench.due = bench.wall() + request.pace_s
+    for _ in range(request.paced_calls):
+        bench.wait(request.pace_s)
+        spoken.append(wire.Call(number, at, wire.PACED, *bench.timed(call)))
+    return spoken
+
+
 def run_rounds(
-    calls: list[Callable[[], object]],
+    calls: list[Model],
     request: wire.Request,
-    say: Callable[[list[wire.Message]], None],
-    *,
-    wall: Clock = time.perf_counter,
-    cpu: Clock = time.process_time,
-    kernel: Callable[[], object] = speedometer,
-    sleep: Callable[[float], object] = time.sleep,
+    say: Say,
+    bench: Bench,
+    after: Callable[[int, int], list[wire.Message]] = lambda number, at: [],
 ) -> None:
-    """Warm up, then the rounds. Messages leave after each round, when nothing is being timed."""
+    """Warm up, then the rounds. Messages leave after each round, when nothing is being timed.
+
+    `after` is what a probe does at the end of each visit: it takes round and model.
+    """
     for call in calls:
         for _ in range(request.warmups):
             call()
-    for _ in range(min(request.warmups, 3)):
-        kernel()
-    gc.collect()
-    say([wire.Ready(len(calls))])
-    gc.disable()
-    due = wall()
-    try:
+    with bench.measuring(request, say):
         for number, order in enumerate(request.orders):
-            spoken: list[wire.Message] = [wire.Speed(number, *timed(kernel, wall, cpu))]
-            for model in order:
-                if request.pace_s:
-                    sleep(max(0.0, due - wall()))
-                    due = wall() + request.pace_s
-                spoken.append(wire.Call(number, model, *timed(calls[model], wall, cpu)))
+            spoken: list[wire.Message] = [bench.speed(number)]
+            for at in order:
+                spoken += visit(number, at, calls[at], request, bench)
+                spoken += after(number, at)
             say(spoken)
-        say([wire.Speed(request.rounds, *timed(kernel, wall, cpu)), wire.End(request.rounds)])
-    finally:
-        gc.enable()
+        say([bench.speed(request.rounds)])
 
 
-def load(request: wire.Request) -> list[Callable[[], object]]:
+# Probes ---------------------------------------------------------------------------------------------------------
+
+
+def load(request: wire.Request) -> list[Model]:
     """Every model of the request as a call without arguments, on inputs drawn from the seed."""
-    import numpy as np
-
     from bblab.latency import runtimes
 
     runtime = runtimes.find(request.runtime)
+    loaded = [runtime.load(model.path, request.threads) for model in request.models]
+    return list(map(_OnInput, loaded, inputs(request)))
+
+
+def inputs(request: wire.Request) -> list[Any]:  # numpy arrays: numpy is not imported at the top
+    import numpy as np
+
     rng = np.random.default_rng(request.seed)
-    calls: list[Callable[[], object]] = []
-    for model in request.models:
-        loaded = runtime.load(model.path, request.threads)
-        x = rng.standard_normal(model.input, dtype=np.float32)
-        calls.append(_OnInput(loaded, x))
-    return calls
+    return [rng.standard_normal(model.input, dtype=np.float32) for model in request.models]
+
+
+def rounds(request: wire.Request, say: Say, bench: Bench) -> None:
+    calls = load(request)
+    check_torch(request)
+    run_rounds(calls, request, say, bench)
+
+
+def layers(request: wire.Request, say: Say, bench: Bench) -> None:
+    """Rounds, and each visit ends with calls of a twin of the model that the runtime profiles, operator by operator.
+
+    A runtime tells its operators' times at the end only, over all the twin's calls: those that count are remembered.
+    """
+    from bblab.latency import runtimes
+
+    runtime = runtimes.find(request.runtime)
+    calls = load(request)
+    twins = [runtimes.profiled(runtime, model.path, request.threads) for model in request.models]
+    runs = list(map(_OnInput, twins, inputs(request)))
+    check_torch(request)
+    for run in runs:
+        for _ in range(request.warmups):
+            run()
+    count = [request.warmups] * len(runs)
+    kept: list[tuple[int, int, int, int]] = []  # round, model, call, place among the twin's calls
+
+    def after(number: int, at: int) -> list[wire.Message]:
+        count[at] += bench.fill(runs[at], request.fill_s, bench.wall())
+        spoken: list[wire.Message] = []
+        for place in range(request.warm_calls):
+            spoken.append(wire.Call(number, at, wire.PROFILED, *bench.timed(runs[at])))
+            kept.append((number, at, place, count[at]))
+            count[at] += 1
+        return spoken
+
+    run_rounds(calls, request, say, bench, after)
+    for at, twin in enumerate(twins):
+        say([wire.Note(f"overhead_s {at}", repr(twin.overhead_s()))])
+        found = list(twin.layers())
+        say(
+            [
+                wire.Layer(r, m, c, i, a.name, a.op, a.seconds[place], a.module, a.told_by, a.kernel)
+                for r, m, c, place in kept
+                if m == at
+                for i, a in enumerate(found)
+            ]
+        )
+
+
+def stages(request: wire.Request, say: Say, bench: Bench) -> None:
+    """A tracker's frame."""
+    from bblab.latency import stageworker
+
+    stageworker.run(request, say, bench)
+
+
+PROBES: dict[str, Callable[[wire.Request, Say, Bench], None]] = {"rounds": rounds, "layers": layers, "stages": stages}
+
+
+def check_torch(request: wire.Request) -> None:
+    """Once all is loaded: raises RuntimeError where torch came along."""
+    from bblab.latency import runtimes
+
+    if "torch" in sys.modules and not runtimes.uses_torch(runtimes.find(request.runtime)):
+        raise RuntimeError("torch was imported into the worker; its threads would be timed too")
+
+
+def refuse(request: wire.Request) -> None:
+    """Raises RuntimeError or BblabError, in words, for what this worker cannot do, before anything is loaded."""
+    from bblab.latency import runtimes
+
+    if request.probe not in PROBES:
+        raise RuntimeError(f"this worker does not know the probe {request.probe!r}; it has {', '.join(PROBES)}")
+    if request.probe == "layers":
+        runtimes.refuse_silent(runtimes.find(request.runtime))
 
 
 def main(source: TextIO, sink: TextIO) -> int:
@@ -118,14 +255,12 @@ def main(source: TextIO, sink: TextIO) -> int:
     from bblab.latency import runtimes
 
     request = wire.parse_request(source.readline())
-    if request.per_layer:
-        raise RuntimeError("this worker does not tell the times of layers; the runtime ncnn-static does")
+    refuse(request)
+    holding.allow(request.cpus)
     runtime = runtimes.find(request.runtime)
     say([wire.Hello(request.runtime, runtime.version(), runtime.precision, SPEEDOMETER)])
-    calls = load(request)
-    if "torch" in sys.modules and not runtimes.uses_torch(runtime):
-        raise RuntimeError("torch was imported into the worker; its threads would be timed too")
-    run_rounds(calls, request, say)
+    PROBES[request.probe](request, say, Bench())
+    say([wire.End(request.rounds)])
     return 0
 
 

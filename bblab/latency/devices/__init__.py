@@ -30,6 +30,7 @@ class Device(Protocol):
     """
 
     name: str
+    waits: bool  # for another measurement on the device to end, instead of refusing
 
     def __enter__(self) -> Device: ...
 

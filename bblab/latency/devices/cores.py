@@ -12,6 +12,8 @@ from typing import Any
 
 from bblab.errors import BblabError
 
+SAME_KIND = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
@@ -27,16 +29,19 @@ class Cluster:
 
 
 def clusters(max_hz: Mapping[int, int], capacity: Mapping[int, int], online: Sequence[int]) -> tuple[Cluster, ...]:
-    """Cores of the same maximal frequency and capacity together, the biggest cluster (the fastest cores) first.
+    """Cores of the same kind together, the biggest cluster (the fastest cores) first.
 
-    Only cores that are online. One cluster of unknown speed where neither can be read.
+    Only cores that are online. One cluster of unknown speed where neither can be read. Desktop processors name single
+    cores of a kind that may clock a little higher: less than SAME_KIND apart in both is one kind.
     """
-    groups: dict[tuple[int, int], list[int]] = {}
-    for cpu in online:
-        groups.setdefault((max_hz.get(cpu, 0), capacity.get(cpu, 0)), []).append(cpu)
-    return tuple(
-        Cluster(tuple(sorted(cpus)), hz, cap) for (hz, cap), cpus in sorted(groups.items(), key=lambda g: g[0])[::-1]
-    )
+    found: list[tuple[tuple[int, int], list[int]]] = []
+    for cpu in sorted(online, key=lambda cpu: (-max_hz.get(cpu, 0), -capacity.get(cpu, 0), cpu)):
+        here = max_hz.get(cpu, 0), capacity.get(cpu, 0)
+        if found and all(b > a * (1 - SAME_KIND) or a == b for a, b in zip(found[-1][0], here, strict=True)):
+            found[-1][1].append(cpu)
+        else:
+            found.append((here, [cpu]))
+    return tuple(Cluster(tuple(sorted(cpus)), hz, cap) for (hz, cap), cpus in found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -17,6 +18,8 @@ from typing import IO, Any
 from bblab.errors import BblabError, RunError
 from bblab.latency import conditions, runtimes, wire
 from bblab.latency.devices import DEVICES, talk
+from bblab.latency.devices.cores import Choice, Cluster, choose, clusters, words
+from bblab.latency.devices.lock import locked
 
 FAREWELL_S = 10.0  # for a worker that has said its last word to exit
 
@@ -31,22 +34,41 @@ def _worker(request: wire.Request) -> tuple[str, ...]:
 
 @DEVICES("host")
 class Host:
-    """`command` replaces the worker, for tests and for runners in other languages."""
+    """`command` replaces the worker, for tests and for runners in other languages.
+
+    Workers are held to the fast cores of a hybrid processor; each then holds itself to one of them (`holding.py`).
+    """
 
     name = "host"
+    waits = False  # for another measurement on this machine to end, instead of refusing
 
     def __init__(self, address: str = "", *, command: Sequence[str] = ()) -> None:
         if address:
             raise BblabError(f"no device 'host:{address}'", hint="the host has no address: say 'host'")
         self._command = tuple(command)
+        self._lock: IO[str] | None = None
+        self.notes: list[str] = []
 
     def __enter__(self) -> Host:
+        self.notes.clear()
+        self._lock = locked("host", "this machine", waits=self.waits)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        return None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def choice(self, threads: int) -> Choice:
+        """The cores of a worker with so many threads; none where all are alike."""
+        found = topology()
+        chosen = choose("big", found, threads)
+        if chosen.cpus and not chosen.note:
+            listed = ",".join(map(str, chosen.cpus))
+            return Choice(chosen.cpus, f"held to the fast cores {listed} of {words(found)}")
+        return chosen
 
     def send(self, path: Path) -> str:
         return str(path)
@@ -55,6 +77,10 @@ class Host:
         return conditions.read()
 
     def run(self, request: wire.Request, *, silence_s: float) -> Generator[wire.Message]:
+        chosen = self.choice(request.threads)
+        if chosen.note and chosen.note not in self.notes:
+            self.notes.append(chosen.note)
+        request = replace(request, cpus=chosen.cpus)
         process = subprocess.Popen(
             self._command or _worker(request),
             stdin=subprocess.PIPE,
@@ -103,6 +129,22 @@ class Host:
                     reader.join(1.0)
                 if not reader.is_alive():
                     pipe.close()
+
+
+def topology(root: Path = Path("/")) -> tuple[Cluster, ...]:
+    """This machine's cores that we may use, by kind; `root` stands for / so that a test can give other files."""
+    folder = root / "sys/devices/system/cpu"
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+    def numbers(name: str) -> dict[int, int]:
+        found = {}
+        for cpu in allowed:
+            with contextlib.suppress(OSError, ValueError):
+                found[cpu] = int((folder / f"cpu{cpu}" / name).read_text(encoding="ascii"))
+        return found
+
+    hz = {cpu: khz * 1000 for cpu, khz in numbers("cpufreq/cpuinfo_max_freq").items()}
+    return clusters(hz, numbers("cpu_capacity"), allowed)
 
 
 def _listen(pipe: IO[str], lines: queue.Queue[str | None]) -> None:

@@ -11,13 +11,8 @@ connection. A folder's name says which user of which machine made it, so that no
 from __future__ import annotations
 
 import contextlib
-import getpass
-import hashlib
 import json
-import os
-import platform
 import shlex
-import tempfile
 import uuid
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
@@ -30,6 +25,7 @@ from bblab.errors import BblabError, RunError
 from bblab.latency import runtimes, wire
 from bblab.latency.devices import Tell, bundle, state, talk
 from bblab.latency.devices.cores import Choice, Cluster, choose, words
+from bblab.latency.devices.lock import locked, owner
 
 SHORT_S = 30.0  # for commands that only look
 GOODBYE_S = 8.0  # for the way out: a device that is gone must not hold us
@@ -111,6 +107,7 @@ class Remote:
     lock_name: str
     cores: str = "big"
     is_phone: bool = False
+    waits: bool = False  # for another measurement on the device to end, instead of refusing
     tools: Mapping[str, str] = field(default_factory=dict)  # benchmark programs of the user's, by name: files here
     engine_for: Callable[[Remote, str], Engine]
     read_state: Callable[[Remote], dict[str, Any]]
@@ -135,7 +132,7 @@ class Remote:
         self._sent.clear()
         self._topology = None
         self._choices.clear()
-        self._lock = _locked(self.lock_name, self.name)
+        self._lock = locked(self.lock_name, self.name, waits=self.waits)
         try:
             self.link.open()
             self._settle_in()
@@ -167,12 +164,12 @@ class Remote:
         Leftovers are ours of an earlier run that could not clean up (we hold the lock, so nobody uses them), and those
         of this user there that nobody has touched for a day.
         """
-        base, name = shlex.quote(self.base), f"bblab-{_owner()}-{uuid.uuid4().hex[:8]}"
+        base, name = shlex.quote(self.base), f"bblab-{owner()}-{uuid.uuid4().hex[:8]}"
         hexes = "[0-9a-f]" * 8
         old = f"-user $(id -u) -name 'bblab-{hexes}-{hexes}' -mmin +{SPENT}"
         clear = _end_and_remove('"$d"')
         made = self.link.sh(
-            f"for d in {base}/bblab-{_owner()}-{hexes} $(find {base} -maxdepth 1 -type d {old} 2>/dev/null); do "
+            f"for d in {base}/bblab-{owner()}-{hexes} $(find {base} -maxdepth 1 -type d {old} 2>/dev/null); do "
             # The pattern again, as a blank in a path splits what find has printed.
             f'case "$d" in *[!/]/bblab-{hexes}-{hexes}) [ -d "$d" ] && {{ {clear}; echo "{CLEARED}$d"; }};; esac; '
             f'done; echo "{ARCH}$(uname -m)"; mkdir -p {base} && mkdir -m 700 {base}/{name}'
@@ -345,6 +342,7 @@ def static_runner(remote: Remote, runtime: str) -> Engine:
             hint="see whether programs may start from its folder, or build it again: "
             f"bblab runner build {normal_arch(remote.arch)}",
         )
+    wire.check_protocol(told[-1], f"{remote.name} ({Path(path).name})")
     return Engine(command, UNVERIFIED if remote.is_phone else "", str(told[-1].get("speedometer", "")))
 
 
@@ -450,45 +448,3 @@ def _end(folder: str) -> str:
 
 def _end_and_remove(folder: str) -> str:
     return f"{_end(folder)}; rm -rf {folder}"
-
-
-def _owner() -> str:
-    """This user on this machine, as eight characters."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = str(os.getuid())
-    return hashlib.sha256(f"{user}@{platform.node()}".encode()).hexdigest()[:8]
-
-
-def _locked(name: str, device: str) -> IO[str] | None:
-    """Two measurements on one device disturb each other, so the second is refused. Freed by closing, or by our end.
-
-    None where this machine's temporary folder cannot hold a lock: better measured unguarded than not at all.
-    """
-    folder = Path(tempfile.gettempdir()) / f"bblab-locks-{_owner()}"
-    path = folder / hashlib.sha256(name.encode()).hexdigest()[:16]
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
-    except OSError:
-        return None
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        return file
-    except OSError:
-        file.seek(0)
-        holder = file.read().strip()
-        file.close()
-        raise RunError(
-            f"{device} is being measured by another bblab" + (f" (process {holder})" if holder else ""),
-            hint="wait for it, or end it: two measurements on one device disturb each other",
-        ) from None
-    file.seek(0)
-    file.truncate()
-    file.write(str(os.getpid()))
-    file.flush()
-    return file

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -31,7 +32,8 @@
 
 namespace {
 
-constexpr int kWire = 1;
+constexpr int kWire = 2;
+constexpr int kProtocol = 2;
 constexpr size_t kMaxRequestBytes = 64u << 20;
 constexpr double kMaxElements = 1e8;     // of an input: 400 MB
 constexpr unsigned kDefaultLimitS = 600;  // the longest load or call before the runner ends itself
@@ -84,13 +86,24 @@ __attribute__((noinline)) void speedometer() {
     speedometer_sink = x;
 }
 
+struct Timed {
+    double wall_s, cpu_s;
+    long preempted;  // involuntary context switches meanwhile
+};
+
+long switches() {
+    rusage usage;
+    return getrusage(RUSAGE_SELF, &usage) == 0 ? usage.ru_nivcsw : 0;
+}
+
 // Wall and CPU seconds of one call. The wall clock is read outside the CPU clock, so CPU <= wall.
 template <typename Work>
-std::pair<double, double> timed(Work work) {
+Timed timed(Work work) {
+    const long before = switches();
     const double wall_start = wall(), cpu_start = cpu();
     work();
     const double cpu_s = cpu() - cpu_start, wall_s = wall() - wall_start;
-    return {wall_s, std::max(0.0, cpu_s)};
+    return {wall_s, std::max(0.0, cpu_s), switches() - before};
 }
 
 // What is said ----------------------------------------------------------------------------------------------------
@@ -146,7 +159,6 @@ public:
     Line& add(const char* name, const char* value) { return raw(name, quoted(value)); }
     Line& add(const char* name, long value) { return raw(name, std::to_string(value)); }
     Line& add(const char* name, double value) { return raw(name, number(value)); }
-    Line& yes(const char* name, bool value) { return raw(name, value ? "true" : "false"); }
     Line& list(const char* name, const std::vector<int>& values) {
         std::string json = "[";
         for (size_t i = 0; i < values.size(); i++) json += (i ? ", " : "") + std::to_string(values[i]);
@@ -357,8 +369,10 @@ struct Request {
     uint64_t seed = 0;
     std::vector<ModelFile> models;
     std::vector<std::vector<int>> orders;
-    double pace_s = 0;
-    bool per_layer = false;
+    bool has_layers = false;  // the probe "layers"
+    int warm_calls = 3, paced_calls = 0;
+    double fill_s = 0.006, pace_s = 0, slice_s = 0;
+    std::vector<int> cpus;
 };
 
 const Json& field(const Json& object, const char* name, Json::Type type) {
@@ -373,6 +387,12 @@ long whole(const Json& value, const char* name, double least, double most) {
         throw Stop(std::string("\"") + name + "\" in the request is not a whole number from " +
                    std::to_string(static_cast<long>(least)) + " to " + std::to_string(static_cast<long>(most)));
     return static_cast<long>(value.num);
+}
+
+double seconds(const Json& object, const char* name) {
+    const double value = field(object, name, Json::kNumber).num;
+    if (value < 0 || value > 3600) throw Stop(std::string("\"") + name + "\" is not between 0 and 3600 s");
+    return value;
 }
 
 std::vector<int> checked_shape(std::vector<int> batched) {
@@ -419,9 +439,17 @@ Request parse_request(const std::string& text) {
         if (order.size() != count) throw Stop("a round must run every model once");
         request.orders.push_back(order);
     }
-    request.pace_s = field(json, "pace_s", Json::kNumber).num;
-    if (request.pace_s < 0 || request.pace_s > 3600) throw Stop("\"pace_s\" is not between 0 and 3600 s");
-    if (const Json* asked = json.find("per_layer")) request.per_layer = asked->type == Json::kBool && asked->num != 0;
+    const std::string probe = field(json, "probe", Json::kString).str;
+    if (probe != "rounds" && probe != "layers")
+        throw Stop("this runner does not know the probe \"" + probe + "\"; it has rounds, layers");
+    request.has_layers = probe == "layers";
+    request.warm_calls = static_cast<int>(whole(field(json, "warm_calls", Json::kNumber), "warm_calls", 0, 1e6));
+    request.paced_calls = static_cast<int>(whole(field(json, "paced_calls", Json::kNumber), "paced_calls", 0, 1e6));
+    request.fill_s = seconds(json, "fill_s");
+    request.pace_s = seconds(json, "pace_s");
+    request.slice_s = seconds(json, "slice_s");
+    for (const Json& core : field(json, "cpus", Json::kArray).items)
+        request.cpus.push_back(static_cast<int>(whole(core, "cpus", 0, CPU_SETSIZE - 1)));
     return request;
 }
 
@@ -719,20 +747,70 @@ void pin(const std::vector<int>& asked) {
     if (cores() != asked) throw Stop("the cores " + joined(asked) + " were asked, the system gives " + joined(cores()));
 }
 
+// A worker of one thread stays on the core on which the scheduler has put it; -1 where the system does not allow that.
+int hold_one_core() {
+    const int core = sched_getcpu();
+    if (core < 0) return -1;
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(core, &set);
+    if (sched_setaffinity(0, sizeof set, &set) != 0) return -1;
+    return cores() == std::vector<int>{core} ? core : -1;
+}
+
+// struct sched_attr, first version: from Linux 6.12 on `runtime` is the time slice of an ordinary task.
+struct SchedAttr {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime, deadline, period;
+};
+
+// Asks for a long time slice; the one that was granted, 0 where none was: older kernels take the wish and forget it.
+double ask_slice(double slice_s) {
+#if defined(SYS_sched_setattr) && defined(SYS_sched_getattr)
+    SchedAttr attributes = {};
+    attributes.size = sizeof attributes;
+    if (slice_s <= 0 || syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0) != 0) return 0;
+    if (attributes.policy != SCHED_OTHER) return 0;
+    attributes.runtime = static_cast<uint64_t>(slice_s * 1e9);
+    if (syscall(SYS_sched_setattr, 0, &attributes, 0) != 0) return 0;
+    attributes.runtime = 0;
+    if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0) != 0) return 0;
+    return 1e-9 * static_cast<double>(attributes.runtime);
+#else
+    (void)slice_s;
+    return 0;
+#endif
+}
+
 // What it does ----------------------------------------------------------------------------------------------------
 
 std::string speed_line(int round) {
-    const auto [wall_s, cpu_s] = timed(speedometer);
-    return Line("speed").add("round", static_cast<long>(round)).add("wall_s", wall_s).add("cpu_s", cpu_s).end();
+    const Timed t = timed(speedometer);
+    return Line("speed").add("round", static_cast<long>(round)).add("wall_s", t.wall_s).add("cpu_s", t.cpu_s).end();
 }
 
-std::string layer_lines(int round, int model) {
+std::string call_line(int round, int model, const char* state, const Timed& t) {
+    return Line("call")
+        .add("round", static_cast<long>(round))
+        .add("model", static_cast<long>(model))
+        .add("state", state)
+        .add("wall_s", t.wall_s)
+        .add("cpu_s", t.cpu_s)
+        .add("preempted", t.preempted)
+        .end();
+}
+
+std::string layer_lines(int round, int model, int call) {
     std::string lines;
     for (size_t place = 0; place < layer_times.size(); place++) {
         const LayerTime& layer = layer_times[place];
         lines += Line("layer")
                      .add("round", static_cast<long>(round))
                      .add("model", static_cast<long>(model))
+                     .add("call", static_cast<long>(call))
                      .add("place", static_cast<long>(place))
                      .add("name", layer.name)
                      .add("type", layer.type)
@@ -743,17 +821,58 @@ std::string layer_lines(int round, int model) {
     return lines;
 }
 
+// Run a model until so much time has passed since then: its caches are its own again.
+void fill(Model& model, double fill_s, double since) {
+    while (wall() - since < fill_s) {
+        alive();
+        model.run();
+    }
+}
+
+// One net's turn in a round: cold, then run until the caches are its own, then warm, then at a camera's pace.
+std::string visit(Model& model, int round, int at, const Request& request) {
+    const auto run = [&] { model.run(); };
+    alive();
+    const double began = wall();
+    std::string spoken = call_line(round, at, "cold", timed(run));
+    fill(model, request.fill_s, began);
+    for (int i = 0; i < request.warm_calls; i++) {
+        alive();
+        spoken += call_line(round, at, "warm", timed(run));
+    }
+    double due = wall() + request.pace_s;
+    for (int i = 0; i < request.paced_calls; i++) {
+        alarm(limit_s + static_cast<unsigned>(request.pace_s) + 1);
+        if (wall() < due) sleep_until(due);
+        due = std::max(due, wall() - request.pace_s) + request.pace_s;
+        alive();
+        spoken += call_line(round, at, "paced", timed(run));
+    }
+    if (!request.has_layers) return spoken;
+    fill(model, request.fill_s, wall());
+    for (int i = 0; i < request.warm_calls; i++) {
+        alive();
+        layer_times.clear();
+        layers_wanted = true;
+        const Timed t = timed(run);
+        layers_wanted = false;
+        spoken += call_line(round, at, "profiled", t) + layer_lines(round, at, i);
+    }
+    return spoken;
+}
+
 void measure(Precision precision) {
     const Request request = parse_request(read_line());
+    if (!request.cpus.empty()) pin(request.cpus);
     say(Line("hello")
             .add("wire", static_cast<long>(kWire))
+            .add("protocol", static_cast<long>(kProtocol))
             .add("runtime", request.runtime)
             .add("runtime_version", BBLAB_NCNN_VERSION)
             .add("precision", effective(precision))
             .add("speedometer", kSpeedometer)
             .add("arch", kArch)
             .list("cpus", cores())
-            .yes("per_layer", request.per_layer)
             .end());
     Normal normal(request.seed);
     std::vector<Model*> models;  // never freed: the process ends
@@ -768,30 +887,18 @@ void measure(Precision precision) {
             model->run();
         }
     for (int i = 0; i < std::min(request.warmups, 3); i++) speedometer();
-    say(Line("ready").add("models", static_cast<long>(models.size())).end());
+    const int core = request.threads == 1 ? hold_one_core() : -1;
+    const double slice_s = ask_slice(request.slice_s);
+    say(Line("ready")
+            .add("models", static_cast<long>(models.size()))
+            .raw("cpu", core < 0 ? "null" : std::to_string(core))
+            .raw("slice_s", slice_s > 0 ? number(slice_s) : "null")
+            .end());
     layer_times.reserve(4096);
-    double due = wall();
-    for (size_t round = 0; round < request.orders.size(); round++) {
-        std::string spoken = speed_line(static_cast<int>(round));
-        for (const int at : request.orders[round]) {
-            if (request.pace_s > 0) {
-                alarm(limit_s + static_cast<unsigned>(request.pace_s) + 1);
-                if (wall() < due) sleep_until(due);
-                due = wall() + request.pace_s;
-            }
-            alive();
-            layer_times.clear();
-            layers_wanted = request.per_layer;
-            const auto [wall_s, cpu_s] = timed([&] { models[static_cast<size_t>(at)]->run(); });
-            layers_wanted = false;
-            spoken += Line("call")
-                          .add("round", static_cast<long>(round))
-                          .add("model", static_cast<long>(at))
-                          .add("wall_s", wall_s)
-                          .add("cpu_s", cpu_s)
-                          .end();
-            spoken += layer_lines(static_cast<int>(round), at);
-        }
+    for (size_t place = 0; place < request.orders.size(); place++) {
+        const int round = static_cast<int>(place);
+        std::string spoken = speed_line(round);
+        for (const int at : request.orders[place]) spoken += visit(*models[static_cast<size_t>(at)], round, at, request);
         say(spoken);
     }
     rusage usage;
@@ -812,6 +919,7 @@ void about() {
     say(Line("about")
             .add("program", "bblab-runner")
             .add("wire", static_cast<long>(kWire))
+            .add("protocol", static_cast<long>(kProtocol))
             .add("ncnn", BBLAB_NCNN_VERSION)
             .add("arch", kArch)
             .add("compiler", __VERSION__)

@@ -108,13 +108,18 @@ def can_profile(runtime: Runtime) -> bool:
     return hasattr(runtime, "profiled")
 
 
-def profiled(runtime: Runtime, path: str, threads: int) -> Profiled:
-    """The model, ready to be timed operator by operator. Raises BblabError where the runtime cannot."""
+def refuse_silent(runtime: Runtime) -> None:
+    """Raises BblabError, naming those that can, for a runtime whose operators this worker cannot time."""
     if not can_profile(runtime):
         able = [name for name in names() if hasattr(RUNTIMES[name], "profiled")]
         raise BblabError(
             f"{runtime.name} does not tell the times of its operators", hint="these do: " + ", ".join(able)
         )
+
+
+def profiled(runtime: Runtime, path: str, threads: int) -> Profiled:
+    """The model, ready to be timed operator by operator. Raises BblabError where the runtime cannot."""
+    refuse_silent(runtime)
     made: Profiled = runtime.profiled(path, threads)  # type: ignore[attr-defined]  # an optional method
     return made
 

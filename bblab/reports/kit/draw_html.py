@@ -134,9 +134,9 @@ def _finite(value: Any) -> Any:
 
 def _ui_words(say: Words) -> dict[str, Any]:
     keys = (
-        "axis", "scale", "device", "machine", "runtime", "precision", "threads", "input", "pace", "search", "family",
-        "form", "kind", "shown", "probability", "unfused", "params", "receptive_field", "template", "findings",
-        "no_findings", "waived", "spec", "front", "level", "measure_next", "probability_short", "area_word",
+        "axis", "scale", "device", "machine", "runtime", "precision", "threads", "input", "state", "pace", "search",
+        "family", "form", "kind", "shown", "probability", "unfused", "params", "receptive_field", "template",
+        "findings", "no_findings", "waived", "spec", "front", "level", "measure_next", "probability_short", "area_word",
         "own", "recorded", "published", "deploy", "train",
     )  # fmt: skip
     words = {key: say(f"ui_{key}") if say.has(f"ui_{key}") else say(key) for key in keys}

@@ -1,9 +1,9 @@
 """The front of accuracy against cost, and how far it can be believed: pure functions on numbers.
 
 A point is on the front if no other is at least as cheap and at least as accurate, and better in one. Both axes are
-measured, so membership is a probability: the share of bootstrap draws in which a point is on the front. Intervals of
-latency: cluster bootstrap, processes first, then calls within (Davison and Hinkley 1997, section 3.8), the same picks
-for all nets of one session, because they ran in the same rounds. What to measure next: the share of the membership's
+measured, so membership is a probability: the share of draws in which a point is on the front. Draws of a latency are of
+the t distribution that its interval is of, the same noise for all nets of one session, because they ran in the same
+rounds; accuracies are drawn over seeds. What to measure next: the share of the membership's
 variance that goes away when one candidate's value is known (first-order effect, Sobol 1993; Saltelli et al. 2010,
 doi 10.1016/j.cpc.2009.09.018).
 """
@@ -99,37 +99,29 @@ def level_with_front(x: Sequence[Interval], y: Sequence[Interval], is_on: Sequen
 # Draws ----------------------------------------------------------------------------------------------------------
 
 
-def picks(lengths: Sequence[int], draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cluster-bootstrap indices into the joined calls of a session, padded with -1, and how many are real a row.
+def session_draws(logs: Sequence[Sequence[float]], seeds: Sequence[int], draws: int, seed: int) -> np.ndarray:
+    """Draws of the mean log ratio of a net from Student's t, the log ratios of its processes given for each session.
 
-    Processes are drawn first, then as many calls within each. The same session (seed) gives the same picks to each
-    of its nets: what moved all of them together moves no ranking.
+    One session: a t of its processes. Several: also of the sessions' means, which differ by more than their processes
+    tell. `seeds` name the sessions: nets that ran in the same rounds share what their processes had in common, so that
+    what moved all of them together moves no ranking.
     """
     import numpy as np
 
-    rng = np.random.default_rng(seed)
-    n, longest = np.asarray(lengths), max(lengths)
-    start = np.concatenate(([0], np.cumsum(n)[:-1]))
-    process = rng.integers(len(n), size=(draws, len(n)))
-    within = (rng.random((draws, len(n), longest)) * n[process][..., None]).astype(int)
-    index = start[process][..., None] + within
-    index[np.arange(longest) >= n[process][..., None]] = -1
-    return index.reshape(draws, -1), n[process].sum(1)
-
-
-def drawn_quantile(values: np.ndarray, index: np.ndarray, sizes: np.ndarray, q: float) -> np.ndarray:
-    """Quantile q of each row of picks, linear between order statistics as numpy's default."""
-    import numpy as np
-
-    rows = np.append(values, np.inf)[index]
-    at = q * (sizes - 1)
-    below = np.floor(at).astype(int)
-    above = np.minimum(below + 1, sizes - 1)
-    kth = np.unique(np.concatenate([below, above]))
-    rows.partition(kth, axis=1)
-    each = np.arange(len(rows))
-    low, high = rows[each, below], rows[each, above]
-    return low + (at - below) * (high - low)
+    k = len(logs)
+    means = np.array([np.mean(each) for each in logs])
+    found = np.zeros(draws)
+    for each, mean, own in zip(logs, means, seeds, strict=True):
+        rng, n = np.random.default_rng(own), len(each)
+        z = rng.standard_normal((draws, n))
+        if n > 1:
+            found += z @ (np.asarray(each) - mean) / math.sqrt(n * (n - 1)) / k
+        if k > 1:
+            found += rng.standard_normal(draws) * (mean - means.mean()) / math.sqrt(k * (k - 1))
+    dof = sum(map(len, logs)) - k
+    if dof > 0:
+        found *= np.sqrt(dof / np.random.default_rng(seed).chisquare(dof, draws))
+    return found + means.mean()
 
 
 def normal_draws(value: float, low: float | None, high: float | None, draws: int, seed: int) -> np.ndarray:

@@ -129,7 +129,7 @@ function explore(data) {
   let view = null;
   let turn = 0;
   const facet = (chart, key) => key === "axis" ? chart.axis_title : key === "scale" ? chart.scale : chart.place[key] ?? "";
-  const keys = ["axis", "scale", "device", "machine", "runtime", "precision", "threads", "input", "pace"];
+  const keys = ["axis", "scale", "device", "machine", "runtime", "precision", "threads", "input", "state", "pace"];
 
   // One select a facet that has a choice; among the charts that agree with the choices to its left.
   function controls() {

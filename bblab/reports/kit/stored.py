@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Series = tuple[tuple[float, ...], ...]  # [process][round], seconds
 SourceKind = Literal["own", "recorded", "published"]
 
 
@@ -27,7 +26,9 @@ class Setting:
     threads: int
     input: tuple[int, ...]  # channels, height, width
     batch: int
-    pace_fps: float | None
+    pace_fps: float | None  # of paced calls
+    state: str = "warm"  # "cold" or "paced": which calls of a session
+    protocol: int = 2
 
     @property
     def size_px(self) -> int:
@@ -35,13 +36,15 @@ class Setting:
 
     @property
     def has_wall_times(self) -> bool:
-        """CPU time is a latency of one thread of a CPU only."""
-        return self.threads > 1 or self.processor != "cpu"
+        """CPU time is a latency of one thread of a CPU only, and of calls without a pause."""
+        return self.threads > 1 or self.processor != "cpu" or (self.state == "paced" and self.protocol > 1)
 
     @property
     def title(self) -> str:
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
-        pace = "" if self.pace_fps is None else f", paced at {self.pace_fps:g} fps"
+        pace = f", {self.state}" + ("" if self.pace_fps is None else f" at {self.pace_fps:g} fps")
+        if self.protocol == 1:
+            pace = ", protocol 1 (cold, mixed)" + ("" if self.pace_fps is None else f" at {self.pace_fps:g} fps")
         batch = "" if self.batch == 1 else f", batch {self.batch}"
         where = f"{self.device} ({self.machine})" if self.machine else self.device
         size = "×".join(map(str, self.input))
@@ -70,7 +73,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class TimingRow:
-    """One net's latency in one session, with the raw times of it and of the reference that ran beside it."""
+    """One net's latency in one session and state, with the log ratio to the reference of each process."""
 
     run_id: int
     created_utc: str
@@ -82,15 +85,14 @@ class TimingRow:
     reference: tuple[str, str, tuple[int, ...]]  # spec, form, input
     is_reference: bool
     time_s: float  # p10 of CPU time, or the wall median where that is the latency
+    reference_s: float  # the same of the reference
     ratio: float
     ratio_low: float | None
     ratio_high: float | None
-    estimator: str
+    logs: tuple[float, ...]  # one a process; empty where samples are missing
     is_steady: bool
     is_busy: bool
     doubts: tuple[str, ...]
-    own: Series
-    beside: Series
     before: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     after: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -186,6 +188,7 @@ class Stored:
     """Everything that a report may draw on, already selected. `about` says from where and under which selection."""
 
     timings: tuple[TimingRow, ...] = ()
+    older: tuple[TimingRow, ...] = ()  # by an older protocol: never beside the others
     accuracies: tuple[AccuracyRow, ...] = ()
     profiles: Mapping[str, ProfileRow] = field(default_factory=dict)
     trainings: tuple[TrainingRow, ...] = ()

@@ -41,7 +41,7 @@ _EN = {
     "caption_latency": " Milliseconds are the ratio to {reference} times its {reference_ms} ms (median of {sessions});"
     " bars are 95 % intervals over processes and seeds.",
     "caption_count": " Backbone as far as the last tap, deploy form.",
-    "caption_front": " Colour is the probability of being on the front ({draws} bootstrap draws).",
+    "caption_front": " Colour is the probability of being on the front ({draws} draws).",
     "caption_ties": " Not told apart: {ties}.",
     "next": "Measure next: {name} ({what}). Knowing it would settle {settled} of {open} open places on the front.",
     "next_x": "its latency again",
@@ -111,6 +111,7 @@ _EN = {
     "ui_precision": "precision",
     "ui_threads": "threads",
     "ui_input": "input",
+    "ui_state": "state",
     "ui_pace": "pace",
     "ui_search": "name",
     "ui_family": "family",
@@ -154,7 +155,7 @@ _ZH = {
     "caption_latency": "毫秒数 = 相对 {reference} 的比值 × 其 {reference_ms} ms（{sessions} 次测量的中位数）；"
     "误差线为跨进程与随机种子的 95 % 区间。",
     "caption_count": "骨干网络至最后一个输出层，部署形式。",
-    "caption_front": "颜色表示位于前沿的概率（{draws} 次自助抽样）。",
+    "caption_front": "颜色表示位于前沿的概率（{draws} 次抽样）。",
     "caption_ties": "无法区分：{ties}。",
     "next": "建议下一步测量：{name}（{what}）。可确定前沿上 {open} 个未定名额中的 {settled} 个。",
     "next_x": "重测延迟",
@@ -222,6 +223,7 @@ _ZH = {
     "ui_precision": "数值精度",
     "ui_threads": "线程",
     "ui_input": "输入",
+    "ui_state": "状态",
     "ui_pace": "节奏",
     "ui_search": "名称",
     "ui_family": "系列",
@@ -338,7 +340,15 @@ _ZH_TEXTS = {
     "hottest zone {first} → {last} °C": "最热处 {first} → {last} °C",
     "machine busy": "机器繁忙",
     "machine free": "机器空闲",
-    "back to back": "连续",
+    "warm": "热态",
+    "cold": "冷态",
+    "paced": "按节奏",
+    "protocol 1 (cold, mixed)": "测量规程 1（冷态、混合）",
+    "apart: measured by an older protocol, comparable with none of the above":
+        "另列：按旧规程测得，与以上均不可比",
+    "measure again": "重新测量",
+    "timed in one process": "只在一个进程中测过",
+    "no interval: {command}": "没有区间：{command}",
     "any size": "任意尺寸",
     "{count} thread": "{count} 线程",
     "{count} threads": "{count} 线程",
@@ -472,7 +482,8 @@ class Words:
         where = f"{s.device} ({s.machine})" if s.machine else s.device  # neither where the title names them
         threads = self.counted("{count} thread", s.threads)
         batch = "" if s.batch == 1 else self.t("batch {count}", count=s.batch)
-        pace = "" if s.pace_fps is None else self.t("paced at {fps} fps", fps=f"{s.pace_fps:g}")
+        state = self.t("protocol 1 (cold, mixed)" if s.protocol == 1 else s.state)
+        pace = state if s.pace_fps is None else self.t("paced at {fps} fps", fps=f"{s.pace_fps:g}")
         runtime = f"{s.runtime} {s.runtime_version}"
         return self.join(where, runtime, s.precision, threads, "×".join(map(str, s.input)), batch, pace)
 

@@ -1,17 +1,32 @@
-"""`measure`: how much is run, in what order, and what survives, with a fake device and a fake clock."""
+"""A session: how much is run, in what order, and what survives, with a fake device and a fake clock."""
 
 from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bblab.errors import BblabError, RunError
-from bblab.latency import Broken, Candidate, Interrupted, Plan, Timing, measure, models, ranking, sentence, wire
+from bblab.latency import (
+    Broken,
+    Candidate,
+    Interrupted,
+    Plan,
+    Timing,
+    measure,
+    models,
+    protocol,
+    ranking,
+    sentence,
+    session,
+    wire,
+)
 from bblab.latency.devices import Device
 from bblab.latency.models import Model
 
@@ -56,13 +71,14 @@ class FakeDevice:
         try:
             yield wire.Hello(request.runtime, "9.9.1", "float32", "fake")
             self.now += START_S
-            yield wire.Ready(len(request.models))
+            yield wire.Ready(len(request.models), 1, 0.1)
             for number, order in enumerate(request.orders):
                 yield wire.Speed(number, *self.spend(0.003))
                 if number == 1 and len(self.requests) - 1 == self.fail_at:
                     raise RunError("the worker was killed by SIGKILL")
                 for model in order:
-                    yield wire.Call(number, model, *self.spend(self.cpu_s[request.models[model].label]))
+                    for state in request.visit:
+                        yield wire.Call(number, model, state, *self.spend(self.cpu_s[request.models[model].label]), 0)
             yield wire.Speed(request.rounds, *self.spend(0.003))
             yield wire.End(request.rounds)
         finally:
@@ -105,7 +121,8 @@ def test_ratios_come_out_in_the_candidates_order_with_the_reference_last() -> No
 def test_default_plan_is_six_processes_of_five_rounds_in_new_orders() -> None:
     device = FakeDevice(TIMES)
     a, *_ = run(device)
-    assert (a.processes, a.rounds, a.samples.calls) == (6, 5, 30)
+    assert (a.processes, a.rounds) == (6, 5)
+    assert {state: own.calls for state, own in a.samples.items()} == {"warm": 90, "cold": 30}
     assert len(device.requests) == 6
     orders = [o for r in device.requests for o in r.orders]
     # 3 models have 6 orders; 30 draws that leave one out are one chance in 40 and the seed is fixed
@@ -121,7 +138,7 @@ def test_models_are_loaded_in_an_order_of_their_own_in_each_process() -> None:
     assert len(loaded) >= 4  # of the six orders of three; the seed is fixed
     # and yet every time is the right net's
     for timing, seconds in ((a, 0.010), (b, 0.020), (reference, 0.040)):
-        assert all(x == pytest.approx(seconds, rel=0.011) for p in timing.samples.cpu_s for x in p)
+        assert all(x == pytest.approx(seconds, rel=0.011) for p in timing.warm.cpu_s for x in p)
 
 
 def test_the_reference_is_not_run_twice_when_it_is_a_candidate() -> None:
@@ -143,24 +160,32 @@ def test_json_has_every_key_of_the_interface() -> None:
     record = json.loads(json.dumps(a.to_json(), allow_nan=False))
     interface = (
         "spec device runtime runtime_version form precision threads input processes rounds cpu_p10_s wall_p50_s "
-        "wall_p90_s wall_over_cpu reference ratio ratio_low ratio_high drift steady"
+        "wall_p90_s wall_over_cpu reference ratio ratio_low ratio_high drift steady protocol warm cold paced"
     ).split()
     assert [k for k in interface if k not in record] == []
+    of_state = ("cpu_p10_s", "wall_p50_s", "wall_p90_s", "ratio", "ratio_low", "ratio_high")
+    assert [k for k in of_state if k not in record["warm"] or k not in record["cold"]] == []
+    assert [record[k] for k in of_state] == [record["warm"][k] for k in of_state]
+    assert (record["protocol"], record["paced"]) == (2, None)
+    assert (record["pinned_cpus"], record["slice_s"]) == ([1] * 6, 0.1)
     assert (record["reference"], record["drift"], record["runtime_version"]) == ("resnet18", "none", "9.9.1")
     assert record["cpu_p10_s"] == pytest.approx(0.010, rel=0.01)
-    assert json.loads(json.dumps(a.raw()))["cpu_s"][5][4] == a.samples.cpu_s[5][4]
+    assert json.loads(json.dumps(a.raw()))["cpu_s"][5][4] == a.warm.cpu_s[5][4]
+    assert json.loads(json.dumps(a.raw()))["cold_cpu_s"][5][4] == a.samples["cold"].cpu_s[5][4]
     assert a.conditions_before["now"] < a.conditions_after["now"]
 
 
 def test_the_pace_reaches_the_worker_and_the_record() -> None:
     device = FakeDevice(TIMES)
     a, *_ = run(device, Plan(pace_fps=25.0))
-    assert {r.pace_s for r in device.requests} == {0.04}
-    assert a.to_json()["pace_fps"] == 25.0
+    assert {(r.pace_s, r.paced_calls) for r in device.requests} == {(0.04, 3)}
+    record = a.to_json()
+    assert (record["pace_fps"], record["paced"]["calls"], record["paced"]["functional"]) == (25.0, 90, "wall_paired")
+    assert (record["warm"]["functional"], record["cold"]["functional"]) == ("cpu_min", "cpu_paired")
 
 
 # Budget ---------------------------------------------------------------------------------------------------------
-# A process costs 1 s and 0.073 s a round (0.003 + 0.010 + 0.020 + 0.040); 6 x 5 are 8.2 s, 5 x 2 are 5.7 s.
+# A process costs 1 s and 0.283 s a round (0.003 and four calls of 0.010, 0.020, 0.040), and 0.003 s: 6 x 5 are 14.5 s.
 
 
 def test_a_generous_budget_changes_nothing_after_the_first_process() -> None:
@@ -172,26 +197,73 @@ def test_a_generous_budget_changes_nothing_after_the_first_process() -> None:
 
 def test_a_tight_budget_takes_rounds_before_processes() -> None:
     device = FakeDevice(TIMES)
-    a, *_ = run(device, Plan(budget_s=7.5))
+    a, *_ = run(device, Plan(budget_s=11.0))
     assert a.processes == 6
     assert 2 <= a.rounds < 5
-    assert device.now - 100 <= 7.5
+    assert device.now - 100 <= 11.0
 
 
-def test_a_short_budget_still_gives_five_by_two_and_is_told() -> None:
-    a, *_ = run(FakeDevice(TIMES), Plan(budget_s=3.0))
-    assert (a.processes, a.rounds) == (5, 2)
-    assert "budget of 3 s" in a.notes[0]
-    assert a.steady
-
-
-def test_an_absurd_budget_is_taken_at_its_word_and_is_not_steady() -> None:
-    # 5.7 s are more than three times 1.5 s
-    a, *_ = run(FakeDevice(TIMES), Plan(budget_s=1.5))
-    assert a.processes < 5
-    assert not a.steady
+def test_a_short_budget_is_kept_and_told() -> None:
+    device = FakeDevice(TIMES)
+    a, *_ = run(device, Plan(budget_s=5.0))
+    # three processes of 1 s and two rounds are 4.7 s, a fourth would be too late
+    assert (a.processes, a.rounds) == (3, 2)
+    assert device.now - 100 <= 5.0
+    assert "the budget ended it after 3 of 6 processes" in a.notes[0]
     assert "a ranking needs 5 x 2" in sentence(a)
-    assert "budget of 1.5 s" in sentence(a)
+
+
+def test_a_process_over_the_budget_is_ended_after_a_whole_round_and_keeps_it() -> None:
+    device = FakeDevice(TIMES)
+    a, *_ = run(device, Plan(budget_s=1.2))
+    # the first round ends at 1.3 s: it is whole when the second's speedometer comes, and there it ends
+    assert (a.processes, a.rounds) == (1, 1)
+    assert device.closed == 1
+    assert a.to_json()["ratio_low"] is None and a.to_json()["cold"]["ratio_high"] is None
+    assert "one process: there is no interval" in sentence(a)
+    assert ranking([a]) == "one process gives no interval: nothing is ranked"
+
+
+def test_a_budget_below_one_round_is_said_so() -> None:
+    class Slow(FakeDevice):
+        def run(self, request: wire.Request, *, silence_s: float) -> Generator[wire.Message]:
+            self.now += silence_s  # nothing is heard while it loads
+            raise RunError("the worker said nothing")
+            yield
+
+    with pytest.raises(
+        Broken, match="a budget of 2 s is below one round of these 3 nets on fake: nothing was measured"
+    ):
+        run(Slow(TIMES), Plan(budget_s=2.0))
+
+
+def test_a_conversion_is_ended_by_the_budget_and_its_net_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def converted(candidate: Candidate, runtime: Any) -> Model:
+        if candidate.label == "b":
+            time.sleep(30)
+        return Model(Path(f"{candidate.key}.onnx"), "sha-" + candidate.key, 10, 1e-7)
+
+    monkeypatch.setattr(models, "is_remembered", lambda net, runtime: net.label != "b")
+    monkeypatch.setattr(models, "converted", converted)
+    device, began = FakeDevice(TIMES), time.monotonic()
+    measured = session.run([net("a"), net("b")], net("resnet18"), device=device, plan=Plan(budget_s=0.5))
+    assert time.monotonic() - began < 10
+    assert measured.not_reached == ("b",)
+    assert [t.label for t in measured.timings] == ["a", "resnet18"]
+    assert "not reached in 0.5 s (not converted for ort): b" in measured.notes[0]
+
+
+def test_a_budget_that_is_gone_before_the_reference_is_converted_measures_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(models, "is_remembered", lambda *_: False)
+    monkeypatch.setattr(models, "converted", lambda *_: time.sleep(30))
+    with pytest.raises(RunError, match="too short to convert the reference resnet18"):
+        run_for_real(Plan(budget_s=0.2))
+
+
+def run_for_real(plan: Plan) -> list[Timing]:
+    return measure([net("a")], net("resnet18"), device=FakeDevice(TIMES), plan=plan)
 
 
 def test_ties_are_given_more_processes_up_to_the_bound() -> None:
@@ -203,8 +275,8 @@ def test_ties_are_given_more_processes_up_to_the_bound() -> None:
 
 
 def test_whether_ties_are_left_is_asked_at_the_agreed_looks_only() -> None:
-    # a and b differ by 0.3 % of noise 1 %: not settled at 6, and then only 8, 11, 15, ... may end it
-    device = FakeDevice({"a": 0.010, "b": 0.01003, "resnet18": 0.040})
+    # equal but for the noise: not settled at 6, and then only 8, 11, 15, ... may end it
+    device = FakeDevice({"a": 0.010, "b": 0.010007, "resnet18": 0.040})
     run(device, Plan(max_processes=100))
     assert len(device.requests) in (8, 11, 15, 20, 27, 36, 48, 64, 86)
 
@@ -218,6 +290,35 @@ def stop_at(process: int) -> Any:
             raise KeyboardInterrupt
 
     return on_progress
+
+
+def test_nets_of_two_sizes_run_in_the_same_rounds_each_beside_the_reference_of_its_size() -> None:
+    device = FakeDevice({"small": 0.002, "large": 0.010, "resnet18 8px": 0.040, "resnet18 4px": 0.010})
+    small = replace(net("small"), input=(3, 4, 4))
+    references = [net("resnet18 8px"), replace(net("resnet18 4px"), input=(3, 4, 4))]
+    timings = measure([net("large"), small], references, device=device, clock=device.clock)
+    by_label = {t.label: t for t in timings}
+    # 2 of 10 ms at 4 px, 10 of 40 ms at 8 px
+    assert by_label["small"].ratio == pytest.approx(0.2, rel=0.02)
+    assert by_label["large"].ratio == pytest.approx(0.25, rel=0.02)
+    assert by_label["small"].reference_input == (3, 4, 4)
+    # 2 and 10 ms in the same rounds, although their ratios to their references are near each other
+    assert protocol.ratio_between(by_label["small"], by_label["large"]).value == pytest.approx(0.2, rel=0.02)
+    assert len(device.requests[0].models) == 4
+
+
+def test_a_probe_changes_what_is_asked_and_its_messages_are_kept() -> None:
+    class Talking(FakeDevice):
+        def run(self, request: wire.Request, *, silence_s: float) -> Generator[wire.Message]:
+            yield wire.Note("about", request.options["what"])
+            yield from super().run(request, silence_s=silence_s)
+
+    device = Talking(TIMES)
+    measured = session.run(
+        [net("a")], net("resnet18"), device=device, clock=device.clock,
+        ask=lambda request, number: replace(request, options={"what": f"process {number}"}),
+    )  # fmt: skip
+    assert [r.told for r in measured.results] == [(wire.Note("about", f"process {n}"),) for n in range(6)]
 
 
 def test_ctrl_c_gives_back_the_finished_processes_and_ends_the_worker() -> None:
@@ -251,7 +352,11 @@ def test_a_worker_that_leaves_a_call_out_is_refused() -> None:
     class Forgetful(FakeDevice):
         def run(self, request: wire.Request, *, silence_s: float) -> Generator[wire.Message]:
             inner: Iterator[wire.Message] = super().run(request, silence_s=silence_s)
-            yield from (m for m in inner if not (isinstance(m, wire.Call) and m.round == 2 and m.model == 1))
+            yield from (
+                m
+                for m in inner
+                if not (isinstance(m, wire.Call) and m.round == 2 and m.model == 1 and m.state == wire.COLD)
+            )
 
     with pytest.raises(Broken, match="left out 1 of its measurements"):
         run(Forgetful(TIMES))
@@ -264,8 +369,8 @@ def test_progress_counts_rounds_to_the_end_and_foretells_the_time() -> None:
     assert dones == sorted(dones)
     assert told[-1][:3] == (30, 30, 0.0)
     first_of_second = next(t for t in told if t[3].startswith("process 2 "))
-    # five processes of 1 s + 5 x 0.073 s are left
-    assert first_of_second[2] == pytest.approx(5 * 1.365, rel=0.05)
+    # five processes of 1 s + 5 x 0.283 s are left
+    assert first_of_second[2] == pytest.approx(5 * 2.415, rel=0.05)
 
 
 def test_an_unknown_device_or_runtime_lists_the_known() -> None:
