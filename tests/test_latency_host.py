@@ -15,6 +15,8 @@ import pytest
 
 from bblab.errors import RunError
 from bblab.latency import Candidate, Interrupted, Plan, measure, sentence, wire, worker
+from bblab.latency.devices import cores
+from bblab.latency.devices import host as host_device
 from bblab.latency.devices.host import Host
 
 REQUEST = wire.Request("ort", 1, 0, 0, (wire.ModelFile("a", "/a.onnx", (1, 3, 8, 8)),), ((0,), (0,)))
@@ -148,6 +150,41 @@ def test_a_second_measurement_on_the_host_is_refused_in_words_or_waits() -> None
     second = lock.locked("host", "this machine", waits=True, sleep=sleep)
     assert second is not None and len(slept) == 1
     second.close()
+
+
+def machine(tmp_path: Path, khz: dict[int, int] | None = None, capacity: dict[int, int] | None = None) -> Path:
+    """A / with the sysfs of such cores."""
+    for name, values in (("cpufreq/cpuinfo_max_freq", khz or {}), ("cpu_capacity", capacity or {})):
+        for cpu, value in values.items():
+            file = tmp_path / f"sys/devices/system/cpu/cpu{cpu}" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{value}\n")
+    return tmp_path
+
+
+def test_workers_are_held_to_the_fast_cores_of_a_hybrid_and_they_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    # two cores of 5.1 and 5.0 GHz are one kind, two of 3.8 another
+    fast = machine(tmp_path, khz={0: 5_000_000, 1: 5_100_000, 2: 3_800_000, 3: 3_800_000})
+    real = host_device.topology
+    monkeypatch.setattr(host_device, "topology", lambda: real(fast))
+    assert Host().choice(1) == cores.Choice((0, 1), "held to the fast cores 0,1 of 2 at 5.10 GHz + 2 at 3.80 GHz")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 2, 3})  # a user who has taken core 0 away
+    assert Host().choice(1).cpus == (1,)
+
+
+def test_by_capacity_where_no_clock_can_be_read_and_not_at_all_where_all_are_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    hybrid = machine(tmp_path / "a", capacity={0: 400, 1: 1024, 2: 1024})
+    real = host_device.topology
+    monkeypatch.setattr(host_device, "topology", lambda: real(hybrid))
+    assert Host().choice(1).cpus == (1, 2)
+    monkeypatch.setattr(host_device, "topology", lambda: real(tmp_path / "nothing"))
+    assert Host().choice(1) == cores.Choice()
 
 
 def test_a_hanging_worker_is_ended_with_its_children(tmp_path: Path) -> None:

@@ -545,10 +545,19 @@ def test_without_ninja_make_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 # What it says ---------------------------------------------------------------------------------------------------
 
-# The x86-64 runner, one net of two convolutions, a round of one warm call, the probe layers; 2026-11.
+# The x86-64 runner, a net of two convolutions, one round with one warm call, the probe layers; 2026-11.
 RECORDED = """\
-PLACEHOLDER
-"""
+BBLAB {"kind": "hello", "wire": 2, "protocol": 2, "runtime": "ncnn-static", "runtime_version": "1.0.20261020", "precision": "float32", "speedometer": "xorshift64-2000000", "arch": "x86_64", "cpus": [0, 1]}
+BBLAB {"kind": "ready", "models": 1, "cpu": 1, "slice_s": 0.100000000}
+BBLAB {"kind": "speed", "round": 0, "wall_s": 0.007825490, "cpu_s": 0.002844380}
+BBLAB {"kind": "call", "round": 0, "model": 0, "state": "cold", "wall_s": 0.000159930, "cpu_s": 0.000065399, "preempted": 1}
+BBLAB {"kind": "call", "round": 0, "model": 0, "state": "warm", "wall_s": 0.000011868, "cpu_s": 0.000011227, "preempted": 0}
+BBLAB {"kind": "call", "round": 0, "model": 0, "state": "profiled", "wall_s": 0.000011097, "cpu_s": 0.000010516, "preempted": 0}
+BBLAB {"kind": "layer", "round": 0, "model": 0, "call": 0, "place": 0, "name": "conv_0", "type": "Convolution", "output": [8, 16, 16], "wall_s": 0.000002694}
+BBLAB {"kind": "layer", "round": 0, "model": 0, "call": 0, "place": 1, "name": "convdw_1", "type": "ConvolutionDepthWise", "output": [8, 16, 16], "wall_s": 0.000001583}
+BBLAB {"kind": "speed", "round": 1, "wall_s": 0.002982549, "cpu_s": 0.002879152}
+BBLAB {"kind": "end", "rounds": 1, "peak_memory_bytes": 558174208}
+"""  # noqa: E501  as it came
 
 
 def test_what_the_runner_says_is_understood() -> None:

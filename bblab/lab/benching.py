@@ -83,8 +83,8 @@ class Kept:
         self.rows.append(row)
         return row
 
-    def not_reached(self, title: str, budget: float | None) -> None:
-        self.problems.append(RunError(f"not reached in {budget:g} s: {title}", hint="give a larger --budget"))
+    def not_reached(self, title: str) -> None:
+        self.problems.append(RunError(f"the budget did not reach {title}", hint="give a larger --budget"))
 
     def is_over(self, problem: BblabError | None) -> bool:
         """Whether somebody has stopped it all; other problems end their own measurement only."""
@@ -168,7 +168,7 @@ def per_op(
         title = f"{candidate.label}, {runtime}, {count} thread{'s' * (count > 1)}"
         share = clock.share(len(todo) - done)
         if share is not None and share <= 0:
-            kept.not_reached(title, budget)
+            kept.not_reached(title)
             continue
         times, problem = perop.measure(
             candidate,
@@ -283,7 +283,7 @@ def pipeline(
     for done, (spec, nets, runtime, count) in enumerate(todo):
         share = clock.share(len(todo) - done)
         if share is not None and share <= 0:
-            kept.not_reached(f"{spec.name}, {runtime}, {count} thread{'s' * (count > 1)}", budget)
+            kept.not_reached(f"{spec.name}, {runtime}, {count} thread{'s' * (count > 1)}")
             continue
         split, problem = stages.measure(
             nets, device=opened, runtime=runtime, threads=count, fps=fps, plan=replace(stages.PLAN, budget_s=share),

@@ -163,6 +163,9 @@ def _measured(
     from bblab.latency import Plan, Race, run_races
     from bblab.latency import blocktable as table
 
+    if budget is not None and budget <= 0:
+        kept.not_reached(f"{runtime}, {threads} thread{'s' * (threads > 1)}")
+        return None
     own = {seat.key: seat.candidate() for seat in seats}
     copies = {c.key: c for seat in seats for shape in seat.borders() for c in [table.copier(shape, seat.block.form)]}
     candidates = {c.key: c for c in (*nets, *own.values(), *copies.values())}
@@ -174,7 +177,7 @@ def _measured(
         kept.problems.append(outcome.problem)
     kept.problems += [RunError(f"left out: {text}") for text in outcome.left_out]
     if outcome.not_reached:
-        kept.not_reached(f"{runtime}: {', '.join(outcome.not_reached)}", budget)
+        kept.not_reached(f"{runtime}: {', '.join(outcome.not_reached)}")
     if not outcome.timings:
         return None
     by_key = {t.key: t for t in outcome.timings}

@@ -325,7 +325,10 @@ def conditions_of(t: Timing) -> dict[str, Any]:
 def keep(
     lab: Lab, timings: Sequence[Timing], specs: Mapping[str, ArchSpec], extras: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The rows of one session with further keys by label, stored with every sample. Raises RunError where the notebook cannot be written."""
+    """The rows of one session with further keys by label, stored with every sample.
+
+    Raises RunError where the notebook cannot be written.
+    """
     from bblab.lab import code_version
 
     first = timings[0]

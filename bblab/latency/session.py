@@ -216,7 +216,7 @@ class _Session:
                 except TimeUp:
                     if net in self.references:
                         raise RunError(
-                            f"a budget of {self._budget():g} s is too short to convert the reference {net.label} for "
+                            f"a budget of {self._budget():.3g} s is too short to convert the reference {net.label} for "
                             f"{self.runtime.name}",
                             hint="give a larger --budget once: converted models are remembered",
                         ) from None
@@ -227,7 +227,7 @@ class _Session:
         self.files = [made[at] for at in sorted(made)]
         if self.not_reached:
             listed = ", ".join(self.not_reached)
-            self.notes.append(f"not reached in {self._budget():g} s (not converted for {self.runtime.name}): {listed}")
+            self.notes.append(f"not reached in {self._budget():.3g} s (not converted for {self.runtime.name}): {listed}")
 
     def _budget(self) -> float:
         return self.plan.budget_s or 0.0
@@ -261,7 +261,7 @@ class _Session:
                 break
         if not self.results:
             raise RunError(
-                f"a budget of {self._budget():g} s is below one round of these {len(self.nets)} nets on "
+                f"a budget of {self._budget():.3g} s is below one round of these {len(self.nets)} nets on "
                 f"{self.device.name}: nothing was measured",
                 hint="give more time, or fewer nets",
             )

@@ -60,14 +60,14 @@ def ratio_words(timing: Timing) -> str:
         if timing.has(state):
             beside = f" x {timing.reference}" if not parts else ""
             parts.append(f"{ratio_span(timing.ratio_in(state), beside)} {state}")
-    return ", ".join(parts)
+    return ", ".join(parts) + (f" ({NO_INTERVAL_WORDS})" if timing.processes < 2 else "")
 
 
 def ratio_span(ratio: Estimate, beside: str = "", digits: int = 3) -> str:
     """0.183 x resnet18 [0.180, 0.187]; without the interval where one process gives none."""
     value = f"{significant(ratio.value, digits)}{beside}"
     if not ratio.is_known:
-        return f"{value} (one process: no interval)"
+        return value
     return f"{value} [{significant(ratio.low, digits)}, {significant(ratio.high, digits)}]"
 
 
