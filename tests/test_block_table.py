@@ -86,8 +86,10 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(models, "converted", lambda c, r: Model(Path(f"{c.label}.x"), "sha", 10, 1e-7))
     devices.find("host")
     devices.DEVICES.add("host", FakeDevice, replace=True)
+    devices.DEVICES.add("elsewhere", FakeDevice, replace=True)
     yield
     devices.DEVICES.add("host", Host, replace=True)
+    del devices.DEVICES._items["elsewhere"]
 
 
 # The arithmetic -------------------------------------------------------------------------------------------------
@@ -239,6 +241,22 @@ def test_a_wrong_grid_is_refused_in_one_line(bblab: Callable[..., Any], text: st
 
 
 # The commands ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize(
+    "words",
+    [("--blocks", "kind=mobileone,kernel=3|5,width=64,size=32"), ("nanotrack", "--estimate")],
+    ids=("blocks", "estimate"),
+)
+def test_blocks_and_sums_are_measured_wherever_bench_runs(
+    bblab: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(Host, "run", lambda *_, **__: pytest.fail("measured here"))
+    done = bblab("bench", *words, "--device", "elsewhere", "--json", "-")
+    assert done.code == 0, done.err
+    rows = json.loads(done.out)[words[0].removeprefix("--") if words[0] == "--blocks" else "estimates"]
+    assert rows and {(row["protocol"], row["state"]) for row in rows} == {(2, "warm")}
 
 
 @pytest.mark.usefixtures("fake")

@@ -210,6 +210,18 @@ def tiny(width: int, label: str) -> Candidate:
 
 
 @needs_sshd
+def test_operators_are_timed_on_the_board(board: Board) -> None:
+    from bblab.latency import perop
+
+    plan = Plan(processes=1, rounds=2, warmups=1)
+    found, problem = perop.measure(tiny(8, "small"), (), device=board.device(), plan=plan)
+    assert problem is None and found is not None
+    assert found.device == board.name
+    assert [a.op for a in found.table.layers].count("Conv") == 2
+    assert all(len(a.samples_s[0]) == 6 for a in found.table.layers)  # two rounds of three profiled calls
+
+
+@needs_sshd
 def test_a_real_measurement_over_ssh(board: Board) -> None:
     device = board.device()
     small, reference = measure(

@@ -226,8 +226,8 @@ class _Session:
         self.nets = [net for at, net in enumerate(self.nets) if at in made]
         self.files = [made[at] for at in sorted(made)]
         if self.not_reached:
-            listed = ", ".join(self.not_reached)
-            self.notes.append(f"not reached in {self._budget():.3g} s (not converted for {self.runtime.name}): {listed}")
+            why = f"not reached in {self._budget():.3g} s (not converted for {self.runtime.name})"
+            self.notes.append(f"{why}: {', '.join(self.not_reached)}")
 
     def _budget(self) -> float:
         return self.plan.budget_s or 0.0
