@@ -17,7 +17,7 @@ from bblab.errors import BblabError
 from bblab.lab import Lab, benching
 from bblab.latency import Candidate, Plan, devices, models, perop, runtimes, wire
 from bblab.latency.models import Model
-from bblab.latency.perop import NOWHERE, Layer, Place, layers_of, ncnn_modules, place_of, tabulate
+from bblab.latency.perop import NOWHERE, Layer, Place, ncnn_modules, place_of, tabulate
 from bblab.latency.runtimes import openvino, ort
 from bblab.store import Store
 
@@ -132,14 +132,6 @@ def test_ncnn_layers_are_matched_by_their_weights() -> None:
         "conv_0": "s2.0.conv", "hswish_1": "s2.0.conv", "fcrelu_0": "s4.0.se.reduce", "conv_9": "",
         "convdw_0": "s4.1.depth",
     }  # fmt: skip
-
-
-def test_a_runners_lines_become_the_same_table() -> None:
-    lines = [("conv_0", 4e-6), ("odd_1", 1e-6), ("conv_0", 6e-6), ("odd_1", 1e-6), ("conv_0", 5e-6)]
-    table = tabulate(layers_of(lines, {"conv_0": "s2.0"}), PLACES)
-    assert [(r.name, r.seconds) for r in table.rows if r.count] == [
-        ("s2.0", pytest.approx(5e-6)), (NOWHERE, pytest.approx(1e-6))
-    ]  # fmt: skip
 
 
 class Speaking:

@@ -59,7 +59,8 @@ def headline(run: Any) -> str:
         size = common.shape(i.get("input") or [])
         how = f"{i.get('form')}, {i.get('runtime')}, {i.get('threads')} thread, {i.get('device')}, {size}"
         ratio = "" if r.get("ratio") is None else f" = {common.digits(r['ratio'])} × {i.get('reference')}"
-        return f"{common.milliseconds(r['cpu_p10_s'])} CPU{ratio} ({how})"
+        state = "warm" if i.get("protocol") else "by protocol 1"
+        return f"{common.milliseconds(r['cpu_p10_s'])} CPU, {state}{ratio} ({how})"
     if run.kind == "profile" and "forms" in r:
         deploy = r["forms"]["deploy"]
         return f"{common.si(deploy['params'])} params, {common.si(deploy['macs'])} MACs (deploy)"

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from bblab.errors import BblabError
@@ -129,20 +128,6 @@ def _part_json(part: Part) -> dict[str, Any]:
         "macs": part.macs or None,
         "macs_per_s": part.macs_per_s,
     }
-
-
-def layers_of(pairs: Iterable[tuple[str, float]], modules: Mapping[str, str] = MappingProxyType({})) -> list[Layer]:
-    """Layers from (name, seconds) lines, as a runner on a device prints them; a name that comes again is another call.
-
-    `modules`: the torch module of each name that is known, as `ncnn_modules` finds them.
-    """
-    found: dict[str, list[float]] = {}
-    for name, seconds in pairs:
-        found.setdefault(name, []).append(seconds)
-    return [
-        summed_up(name, (tuple(seconds),), op=name.split("_")[0], module=modules.get(name, ""), told_by="name")
-        for name, seconds in found.items()
-    ]
 
 
 _NCNN_WEIGHTS = {"InnerProduct": "2", "Gemm": "", "MultiHeadAttention": "2"}  # the key of their number of weights
