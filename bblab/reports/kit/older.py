@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bblab.reports import Table
 from bblab.reports.kit import tables
-from bblab.reports.kit.stored import Stored
+from bblab.reports.kit.stored import Stored, TimingRow
 from bblab.reports.kit.words import Words
 
 TITLE = "apart: measured by an older protocol, comparable with none of the above"
@@ -21,19 +21,25 @@ def command(device: str) -> str:
 
 
 def sections(stored: Stored, say: Words) -> list[tuple[str, Table]]:
-    """A section of a page; none where there is nothing of that sort."""
+    """A section of a page; none where there is nothing of that sort. What has been measured again says so."""
     rows = [t for t in stored.older if not t.is_reference]
+    new = {_subject(t) for t in stored.timings}
+    commands = [say.t("measured again") if _subject(t) in new else command(t.setting.device) for t in rows]
     cells = tuple(
         (t.name, say.t(t.form), tables.with_interval(t.ratio, t.ratio_low, t.ratio_high), "", "",
-         tables.significant(t.time_s * 1e3), say.setting(t.setting), str(t.run_id), command(t.setting.device))
-        for t in rows
+         tables.significant(t.time_s * 1e3), say.setting(t.setting), str(t.run_id), again)
+        for t, again in zip(rows, commands, strict=True)
     )  # fmt: skip
     values = tuple(
-        (t.name, t.form, t.ratio, t.ratio_low, t.ratio_high, t.time_s, t.setting.title, t.run_id,
-         command(t.setting.device))
-        for t in rows
+        (t.name, t.form, t.ratio, t.ratio_low, t.ratio_high, t.time_s, t.setting.title, t.run_id, again)
+        for t, again in zip(rows, commands, strict=True)
     )  # fmt: skip
     return [(say.t(TITLE), Table(say.columns(COLUMNS), cells, values))] if rows else []
+
+
+def _subject(t: TimingRow) -> tuple[object, ...]:
+    s = t.setting
+    return t.spec_id, t.form, s.device, s.runtime, s.threads, s.input
 
 
 def commands(stored: Stored) -> str:

@@ -347,6 +347,7 @@ _ZH_TEXTS = {
     "apart: measured by an older protocol, comparable with none of the above":
         "另列：按旧规程测得，与以上均不可比",
     "measure again": "重新测量",
+    "measured again": "已重新测量",
     "timed in one process": "只在一个进程中测过",
     "no interval: {command}": "没有区间：{command}",
     "any size": "任意尺寸",
