@@ -41,6 +41,7 @@ class FakeDevice:
     """Each process has a level of its own that the reference shares, each call its own noise."""
 
     name = "fake"
+    waits = False
 
     def __init__(self, address: str = "") -> None:
         self.rng = random.Random(3)

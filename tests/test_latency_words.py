@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from bblab.latency import Samples, Timing, conditions, ranking, sentence, words
 STILL = Samples(((0.003,) * 6,) * 6, ((0.003,) * 6,) * 6)
 
 
-def timing(label: str, cpu_ms: float, *, wall_over_cpu: float = 1.0, wobble: float = 0.0, processes: int = 6) -> Timing:
-    shifts = [[wobble * ((p * 5 + r) % 7 + p / 10) for r in range(5)] for p in range(processes)]
-    cpu = tuple(tuple(cpu_ms / 1e3 * (1 + shift) for shift in process) for process in shifts)
+def timing(label: str, cpu_ms: float, *, wall_over_cpu: float = 1.0, levels: Sequence[float] = (1.0,) * 6) -> Timing:
+    """Every call of a process takes `cpu_ms` times that process's level; the reference always 36.2 ms."""
+    processes = len(levels)
+    cpu = tuple((cpu_ms / 1e3 * level,) * 5 for level in levels)
     wall = tuple(tuple(x * wall_over_cpu for x in process) for process in cpu)
     reference = {"warm": Samples(((0.0362,) * 5,) * processes, ((0.0362,) * 5,) * processes)}
     return Timing(
@@ -92,8 +94,10 @@ def test_a_quiet_machine_shows_it() -> None:
 
 
 def test_doubts_an_unfused_form_and_notes_are_said() -> None:
-    said = sentence(replace(timing("a", 6.62, wobble=0.4), form="train", notes=("stopped by hand",)))
-    assert "not steady: the interval is" in said
+    said = sentence(replace(timing("a", 6.62, levels=(1.0, 1.5) * 3), form="train", notes=("stopped by hand",)))
+    # logs 0 and .40547 in turn: sd .20273 * sqrt(6 / 5) = .22208, half an interval 2.5706 * .22208 / sqrt(6) = .23306,
+    # and exp(.23306) - exp(-.23306) = .470
+    assert "not steady: the interval is 47% wide, over 10%" in said
     assert "unfused" in said
     assert said.endswith("stopped by hand")
 
@@ -197,5 +201,5 @@ def test_what_is_not_a_number_is_no_number_in_words() -> None:
 
 
 def test_of_one_process_no_interval_is_printed() -> None:
-    alone = sentence(timing("a", 6.62, processes=1))
+    alone = sentence(timing("a", 6.62, levels=(1.0,)))
     assert "[" not in alone and "no interval: 1 process was measured, at least 2 are needed" in alone

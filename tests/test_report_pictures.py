@@ -60,7 +60,7 @@ def chart(count: int, *, near_top: bool = False, lang: str = "en", **more: Any) 
     return ParetoChart(
         "made-up", say("pareto_title", scale="top-1, digits", x=say("latency_cpu")), "latency",
         (("device", "host"), ("runtime", "ort 1.32.0"), ("threads", "1"), ("precision", "float32"),
-         ("input", "3×255×255"), ("pace", say.t("back to back")),
+         ("input", "3×255×255"), ("state", "warm"),
          ("machine", "Intel(R) Xeon(R) Platinum 8480+ CPU @ 2.00GHz with a long name")),
         "top-1, digits", Axis("latency", say("latency_cpu"), "ms", 1e3, True),
         Axis("top-1", "top-1, digits", "%", 100.0, least=0.0, most=1.0), tuple(every),
