@@ -15,7 +15,7 @@ import pytest
 
 from bblab.errors import RunError
 from bblab.latency import Candidate, Interrupted, Plan, measure, sentence, wire, worker
-from bblab.latency.devices import cores
+from bblab.latency.devices import cores, talk
 from bblab.latency.devices import host as host_device
 from bblab.latency.devices.host import Host
 
@@ -150,6 +150,18 @@ def test_a_second_measurement_on_the_host_is_refused_in_words_or_waits() -> None
     second = lock.locked("host", "this machine", waits=True, sleep=sleep)
     assert second is not None and len(slept) == 1
     second.close()
+
+
+def test_where_files_cannot_be_locked_it_is_measured_unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bblab.latency.devices import lock
+
+    def no_locks(*_: Any) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    taken = lock.locked("host", "this machine")
+    assert taken is not None
+    taken.close()
 
 
 def machine(tmp_path: Path, khz: dict[int, int] | None = None, capacity: dict[int, int] | None = None) -> Path:
@@ -349,7 +361,7 @@ FAKE_RUNTIME = """
 
 
 def fake_worker(load: str = "pass", first: str = "pass") -> Host:
-    start = "sys.exit(worker.main(sys.stdin, worker._own_stdout()))"
+    start = "sys.exit(worker.answer(sys.stdin, worker._own_stdout()))"
     return host(FAKE_RUNTIME.format(load=load, first=first, start=start))
 
 
@@ -384,6 +396,14 @@ def test_a_child_that_escaped_cannot_hold_the_host(tmp_path: Path) -> None:
     stream.close()
     os.kill(int(file.read_text()), 9)
     assert time.monotonic() - begin < 10
+
+
+def test_a_worker_that_cannot_load_a_model_says_which() -> None:
+    two = replace(FAKE_REQUEST, models=(*FAKE_REQUEST.models, wire.ModelFile("b", "y", (1, 3, 8, 8))), orders=((0, 1),))
+    load = "assert path != 'y', 'no operator Odd'"
+    with pytest.raises(talk.ModelRefused, match="AssertionError: no operator Odd") as refused:
+        list(fake_worker(load).run(two, silence_s=20))
+    assert refused.value.model == 1
 
 
 def test_the_worker_imports_no_torch() -> None:

@@ -117,15 +117,47 @@ def test_a_model_that_disagrees_with_torch_is_refused_and_not_kept(cache: Path) 
     assert list(cache.iterdir()) == []
 
 
-def test_a_conversion_cut_off_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+FULL = OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "error", [FULL, RuntimeError("[enforce fail at inline_container.cc] write failed: No space left on device")]
+)
+def test_a_full_disk_while_converting_is_said_so_and_leaves_nothing(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def half(self: Fake, module: Any, input_shape: Any, path: Path) -> None:
         path.write_text("ha")
-        raise OSError("No space left on device")
+        raise error
 
     monkeypatch.setattr(Fake, "convert", half)
-    with pytest.raises(RunError, match=r"fake cannot convert it .*No space left"):
+    with pytest.raises(RunError, match="net: the disk is full, it could not be converted for fake") as full:
         models.converted(net(conv), Fake())
+    assert not isinstance(full.value, models.CannotConvert)  # no net's fault: the next one would fail as well
+    assert str(cache.parent) in full.value.hint
     assert list(cache.iterdir()) == []
+
+
+def test_a_disk_that_is_full_at_the_last_step_is_said_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise FULL
+
+    monkeypatch.setattr(models, "_write_sidecar", refuse)
+    with pytest.raises(RunError, match="the disk is full"):
+        models.converted(net(conv), Fake())
+
+
+@pytest.mark.parametrize("error", [ValueError("odd shape"), RunError("fake 1 does not know Odd", hint="try another")])
+def test_a_net_that_converts_and_then_cannot_be_loaded_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(self: Fake, path: str, threads: int) -> None:
+        raise error
+
+    monkeypatch.setattr(Fake, "load", refuse)
+    with pytest.raises(models.CannotConvert, match=r"^net: fake.*[Oo]dd") as refused:
+        models.converted(net(conv), Fake())
+    assert refused.value.label == "net" and refused.value.hint
 
 
 def test_the_error_is_relative_so_blown_up_and_tiny_outputs_both_pass() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bblab.errors import BblabError
+from bblab.errors import BblabError, RunError
 from bblab.installing import how_to_install
 from bblab.latency import Candidate, Plan, measure, models, runtimes
 
@@ -117,3 +118,13 @@ def test_pnnx_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(pnnx, "EXEC_PATH", str(false))
     with pytest.raises(models.CannotConvert, match="pnnx ended with code 3: no such layer: Odd"):
         models.converted(net("a", 4), runtimes.find("ncnn"))
+
+
+def test_ncnn_names_the_operators_that_it_does_not_know(tmp_path: Path) -> None:
+    pytest.importorskip("ncnn", reason="ncnn is not installed")
+    param = "7767517\n3 3\nInput in0 0 1 in0\nTensor.Odd odd_0 1 1 in0 1\nReLU relu_0 1 1 1 out0\n"
+    with zipfile.ZipFile(tmp_path / "net.zip", "w") as packed:
+        packed.writestr("model.ncnn.param", param)
+        packed.writestr("model.ncnn.bin", b"")
+    with pytest.raises(RunError, match=r"ncnn .* does not know Tensor\.Odd"):
+        runtimes.find("ncnn").load(str(tmp_path / "net.zip"), 1)

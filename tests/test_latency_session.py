@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import replace
@@ -18,16 +19,18 @@ from bblab.latency import (
     Candidate,
     Interrupted,
     Plan,
+    Race,
     Timing,
     measure,
     models,
     protocol,
     ranking,
+    run_races,
     sentence,
     session,
     wire,
 )
-from bblab.latency.devices import Device
+from bblab.latency.devices import Device, talk
 from bblab.latency.models import Model
 
 START_S = 1.0
@@ -37,6 +40,7 @@ class FakeDevice:
     """Keeps a clock of its own: a process takes START_S and its calls. `fail_at` names a process (from 0)."""
 
     name = "fake"
+    waits = False
 
     def __init__(self, cpu_s: dict[str, float], *, fail_at: int | None = None, noise: float = 0.01) -> None:
         self.cpu_s = cpu_s
@@ -274,11 +278,31 @@ def test_ties_are_given_more_processes_up_to_the_bound() -> None:
     assert (len(tied.requests), len(settled.requests)) == (9, 6)
 
 
-def test_whether_ties_are_left_is_asked_at_the_agreed_looks_only() -> None:
-    # equal but for the noise: not settled at 6, and then only 8, 11, 15, ... may end it
-    device = FakeDevice({"a": 0.010, "b": 0.010007, "resnet18": 0.040})
+class Turning(FakeDevice):
+    """b takes as long as a to the last digit in the first six processes, and 10 % longer in all later ones."""
+
+    def run(self, request: wire.Request, *, silence_s: float) -> Generator[wire.Message]:
+        self.cpu_s = {**self.cpu_s, "b": 0.010 if len(self.requests) < 6 else 0.011}
+        yield from super().run(request, silence_s=silence_s)
+
+
+def test_whether_ties_are_left_is_asked_at_the_agreed_looks_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    has_separated = protocol.has_separated
+
+    def recorded(timings: list[Timing]) -> bool:
+        asked.append(timings[0].processes)
+        return has_separated(timings)
+
+    monkeypatch.setattr(protocol, "has_separated", recorded)
+    device = Turning({"a": 0.010, "resnet18": 0.040}, noise=0.0)
     run(device, Plan(max_processes=100))
-    assert len(device.requests) in (8, 11, 15, 20, 27, 36, 48, 64, 86)
+    # k of n processes say 10 %, the others nothing: the mean of their logs over its standard error is
+    # k / sqrt(k (n - k) / (n - 1)). n = 8: 2 / sqrt(12 / 7) = 1.53, n = 11: 5 / sqrt(30 / 10) = 2.89, n = 15:
+    # 9 / sqrt(54 / 14) = 4.58. The looks spend .05/6, .05/12, .05/20, and tables have t.995 of 7 and 10 degrees as 3.50
+    # and 3.17, t.9995 of 14 as 4.14: tied at 8 and 11, settled at 15.
+    assert asked == [6, 8, 11, 15]
+    assert len(device.requests) == 15
 
 
 # What survives --------------------------------------------------------------------------------------------------
@@ -346,6 +370,53 @@ def test_a_worker_that_dies_midway_leaves_the_finished_processes() -> None:
     assert broken.value.partial[0].processes == 3
     assert "a worker failed after 3 process(es)" in broken.value.partial[0].notes
     assert broken.value.exit_code == 1
+
+
+class Refusing(FakeDevice):
+    """Its workers cannot load b, from the process `from_process` on."""
+
+    from_process = 0
+
+    def run(self, request: wire.Request, *, silence_s: float) -> Generator[wire.Message]:
+        labels = [m.label for m in request.models]
+        if "b" in labels and len(self.requests) >= self.from_process:
+            self.requests.append(request)
+            yield wire.Hello(request.runtime, "9.9.1", "float32", "fake")
+            raise talk.ModelRefused(wire.Failure("no operator Odd", labels.index("b")))
+        yield from super().run(request, silence_s=silence_s)
+
+
+def test_a_net_that_the_worker_refuses_is_left_out_by_name_and_the_others_are_measured() -> None:
+    device = Refusing(TIMES)
+    (done,) = run_races([Race((net("a"), net("b")), (net("resnet18"),))], device=device, clock=device.clock)
+    assert [t.label for t in done.timings] == ["a", "resnet18"]
+    assert (done.problem, [t.processes for t in done.timings]) == (None, [6, 6])
+    assert done.left_out == ("b: the worker of ort on fake cannot run it (no operator Odd)",)
+
+
+def test_a_refusal_after_finished_processes_keeps_them() -> None:
+    device = Refusing(TIMES)
+    device.from_process = 2
+    (done,) = run_races([Race((net("a"), net("b")), (net("resnet18"),))], device=device, clock=device.clock)
+    assert [(t.label, t.processes) for t in done.timings] == [("a", 2), ("b", 2), ("resnet18", 2)]
+    assert done.problem is not None and "no operator Odd" in done.problem.message
+
+
+def test_a_time_limit_leaves_somebody_elses_alarm_running() -> None:
+    rang: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda number, frame: rang.append(number))
+    theirs = signal.setitimer(signal.ITIMER_REAL, 100.0)
+    try:
+        with session.time_limit(50.0):
+            pass
+        left, _ = signal.getitimer(signal.ITIMER_REAL)
+        assert 90 < left <= 100
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        time.sleep(0.1)
+        assert rang == [signal.SIGALRM]
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *theirs)
 
 
 def test_a_worker_that_leaves_a_call_out_is_refused() -> None:

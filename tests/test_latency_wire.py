@@ -20,6 +20,7 @@ MESSAGES = [
     wire.Note("photo", "astronaut"),
     wire.End(5),
     wire.Failure('no such file: "ä.onnx"\nsecond line'),
+    wire.Failure("no such operator", 2),
 ]
 REQUEST = wire.Request("ort", 1, 5, 0, (wire.ModelFile("a", "/a.onnx", (1, 3, 8, 8)),), ((0,), (0,)))
 

@@ -6,6 +6,7 @@ match its sidecar is converted again. The folder is safe to delete.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -45,20 +46,28 @@ class Model:
 
 
 def converted(candidate: Candidate, runtime: Runtime) -> Model:
-    """The candidate's model file, converted now or remembered. Raises CannotConvert if it disagrees with torch."""
+    """The candidate's model file, converted now or remembered.
+
+    Raises CannotConvert if the runtime refuses it or disagrees with torch, RunError where the disk is full.
+    """
     path = cached_path(candidate, runtime)
     remembered = _remembered(path)
     if remembered is not None:
         return remembered
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp{runtime.suffix}")
     try:
-        rel_error = _convert(candidate, runtime, temporary)
-        model = Model(path, _sha256(temporary), temporary.stat().st_size, rel_error)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _write_sidecar(model, candidate, runtime)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            rel_error = _convert(candidate, runtime, temporary)
+            model = Model(path, _sha256(temporary), temporary.stat().st_size, rel_error)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _write_sidecar(model, candidate, runtime)
+    except OSError as error:
+        if is_full(error):
+            raise _no_space(candidate.label, runtime) from error
+        raise
     return model
 
 
@@ -117,25 +126,57 @@ def _convert(candidate: Candidate, runtime: Runtime, path: Path) -> float:
     module = candidate.make_module().eval()
     try:
         runtime.convert(module, shape, path)
-    except BblabError:
-        raise
-    except Exception as error:  # exporters raise anything; the first line says what, the cause keeps the rest
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise CannotConvert(
-            candidate.label,
-            f"{candidate.label}: {runtime.name} cannot convert it ({type(error).__name__}: {first[:300]})",
-            hint="a block that the exporter does not know must be written with other operations",
-        ) from error
+    except Exception as error:
+        hint = "a block that the exporter does not know must be written with other operations"
+        raise _refusal(candidate.label, runtime, "convert", error, hint) from error
     x = check_image(shape)
     with torch.no_grad():
         truth = [t.float().numpy() for t in flat_outputs(module.cpu(), x)]
     threads = torch.get_num_threads()
     try:
         got = runtime.load(str(path), 1).run(x.numpy())
+    except Exception as error:
+        hint = "another runtime may take it, or write that operation with others"
+        raise _refusal(candidate.label, runtime, "run", error, hint) from error
     finally:
         torch.set_num_threads(threads)  # a runtime made of torch has set its own
     limit = getattr(runtime, "max_rel_error", MAX_REL_ERROR)
     return checked_error(candidate.label, runtime.name, truth, got, limit)
+
+
+def _refusal(label: str, runtime: Runtime, what: str, error: Exception, hint: str) -> BblabError:
+    """What a failure of a runtime is: a full disk, a thing missing on this machine, or one net that it cannot take.
+
+    Exporters raise anything; the first line says what, the cause keeps the rest.
+    """
+    if is_full(error):
+        return _no_space(label, runtime)
+    if isinstance(error, BblabError) and not isinstance(error, RunError):
+        return error
+    if isinstance(error, RunError):
+        return CannotConvert(label, f"{label}: {error.message}", hint=error.hint or hint)
+    first = (str(error).strip().splitlines() or [""])[0]
+    text = f"{label}: {runtime.name} cannot {what} it ({type(error).__name__}: {first[:300]})"
+    return CannotConvert(label, text, hint=hint)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a disk without space is behind it: exporters and their programs put that into errors of their own."""
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, OSError) and at.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if os.strerror(errno.ENOSPC) in str(at):
+            return True
+        at = at.__cause__ or at.__context__
+    return False
+
+
+def _no_space(label: str, runtime: Runtime) -> RunError:
+    return RunError(
+        f"{label}: the disk is full, it could not be converted for {runtime.name}",
+        hint=f"free some space in {cache_dir()} and in the folder for temporary files, or set BBLAB_CACHE and TMPDIR",
+    )
 
 
 def check_image(shape: tuple[int, ...]) -> Tensor:

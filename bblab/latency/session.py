@@ -23,7 +23,7 @@ from typing import Any
 
 from bblab.errors import BblabError, RunError
 from bblab.latency import devices, models, protocol, runtimes, stats, wire
-from bblab.latency.devices import Device
+from bblab.latency.devices import Device, talk
 from bblab.latency.models import Model
 from bblab.latency.runtimes import Runtime
 from bblab.latency.values import Broken, Candidate, Conditions, Interrupted, Plan, Sampled, Samples, Timing
@@ -142,7 +142,7 @@ class TimeUp(BaseException):
 def time_limit(seconds: float | None) -> Iterator[None]:
     """Raises TimeUp inside after so many seconds, in the main thread of systems that have an alarm; else never.
 
-    An import is let finish first: torch, half imported, can be used no more.
+    An import is let finish first: torch, half imported, can be used no more. Somebody else's alarm goes on afterwards.
     """
     if seconds is None or not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
@@ -157,13 +157,15 @@ def time_limit(seconds: float | None) -> Iterator[None]:
             at = at.f_back
         raise TimeUp
 
-    old = signal.signal(signal.SIGALRM, up)
-    signal.setitimer(signal.ITIMER_REAL, max(1e-3, seconds))
+    old, began = signal.signal(signal.SIGALRM, up), time.monotonic()
+    theirs_s, again_s = signal.setitimer(signal.ITIMER_REAL, max(1e-3, seconds))
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
+        if theirs_s:
+            signal.setitimer(signal.ITIMER_REAL, max(1e-3, theirs_s - (time.monotonic() - began)), again_s)
 
 
 @dataclass(slots=True)
@@ -240,6 +242,8 @@ class _Session:
         except KeyboardInterrupt:
             raise Interrupted(self._partial("stopped by hand")) from None
         except RunError as error:
+            if isinstance(error, models.CannotConvert) and not self.results:
+                raise  # nothing is lost: the others are measured without it
             raise Broken(error, self._partial("a worker failed")) from error
 
     def _partial(self, why: str) -> list[Timing]:
@@ -350,9 +354,13 @@ class _Session:
                         left = self.left_s()
                         if left is not None and left <= 0:
                             break
-            except RunError:
+            except RunError as error:
                 left = self.left_s()
                 if left is None or left > 0:
+                    if isinstance(error, talk.ModelRefused) and error.model < len(loaded):
+                        label = self.nets[loaded[error.model]].label
+                        text = f"{label}: the worker of {self.runtime.name} on {self.device.name} cannot run it"
+                        raise models.CannotConvert(label, f"{text} ({error.message})", hint=error.hint) from error
                     raise
         if left is not None and left <= 0 and not heard.is_whole:
             return heard.result(self.clock()) if heard.rounds else None

@@ -8,7 +8,8 @@
     BBLAB {"kind": "call", "round": 0, "model": 2, "state": "warm", "wall_s": 0.0101, "cpu_s": 0.0101, "preempted": 0}
     ...                                    (speed, one visit a model; after the last round one more speed)
     BBLAB {"kind": "end", "rounds": 5}
-    BBLAB {"kind": "error", "message": "..."}      (instead of the rest, followed by an exit code other than 0)
+    BBLAB {"kind": "error", "message": "...", "model": 2}   (instead of the rest, followed by an exit code other than 0;
+                                                             `model` where one could not be loaded or warmed up)
 
 Each on one line. `round` and `model` count from 0; `model` is the place in the request's list; `wall_s` is a steady
 clock, `cpu_s` the process's CPU time over all threads, both in seconds; `preempted` is how often the system took the
@@ -144,6 +145,7 @@ class End:
 class Failure:
     kind: ClassVar[str] = "error"
     message: str
+    model: int | None = None  # which one could not be loaded or run; None where it is not one model's fault
 
 
 Message = Union[Hello, Ready, Speed, Call, Layer, Stage, Note, End, Failure]  # noqa: UP007  Pythons before 3.10

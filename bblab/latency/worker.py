@@ -140,9 +140,10 @@ def run_rounds(
 
     `after` is what a probe does at the end of each visit: it takes round and model.
     """
-    for call in calls:
-        for _ in range(request.warmups):
-            call()
+    for at, call in enumerate(calls):
+        with of_model(at):
+            for _ in range(request.warmups):
+                call()
     with bench.measuring(request, say):
         for number, order in enumerate(request.orders):
             spoken: list[wire.Message] = [bench.speed(number)]
@@ -161,8 +162,28 @@ def load(request: wire.Request) -> list[Model]:
     from bblab.latency import runtimes
 
     runtime = runtimes.find(request.runtime)
-    loaded = [runtime.load(model.path, request.threads) for model in request.models]
-    return list(map(_OnInput, loaded, inputs(request)))
+    calls: list[Model] = []
+    for at, (model, x) in enumerate(zip(request.models, inputs(request), strict=True)):
+        with of_model(at):
+            calls.append(_OnInput(runtime.load(model.path, request.threads), x))
+    return calls
+
+
+class ModelFailed(Exception):
+    """One model could not be loaded or run: its place in the request, and why."""
+
+    def __init__(self, at: int, why: Exception) -> None:
+        super().__init__(f"{type(why).__name__}: {why}")
+        self.at = at
+
+
+@contextmanager
+def of_model(at: int) -> Iterator[None]:
+    """Raises ModelFailed for whatever fails inside."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelFailed(at, error) from error
 
 
 def inputs(request: wire.Request) -> list[Any]:  # numpy arrays: numpy is not imported at the top
@@ -272,15 +293,23 @@ def _own_stdout() -> TextIO:
     return ours
 
 
-if __name__ == "__main__":
-    output = _own_stdout()
+def answer(source: TextIO, sink: TextIO) -> int:
+    """`main`, and what it raises as an `error` message; the exit code."""
     try:
-        code = main(sys.stdin, output)
+        code = main(source, sink)
     except Exception as error:
         import traceback
 
         traceback.print_exc()
-        output.write(wire.encode(wire.Failure(f"{type(error).__name__}: {error}")) + "\n")
+        if isinstance(error, ModelFailed):
+            failure = wire.Failure(str(error), error.at)
+        else:
+            failure = wire.Failure(f"{type(error).__name__}: {error}")
+        sink.write(wire.encode(failure) + "\n")
         code = 1
-    output.flush()
-    sys.exit(code)
+    sink.flush()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(answer(sys.stdin, _own_stdout()))

@@ -69,8 +69,8 @@ def _taken(file: IO[str]) -> bool:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # not on this system
-        return True
-    except OSError:
+    except BlockingIOError:
         return False
+    except (ImportError, OSError):  # not on this system, not in this file system
+        return True
     return True

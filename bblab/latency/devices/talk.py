@@ -56,7 +56,7 @@ def listen(name: str, lines: Lines, silence_s: float) -> Generator[wire.Message,
             lines.foreign_count += 1
             continue
         if isinstance(message, wire.Failure):
-            raise ToldFailure(name, message.message, lines)
+            raise ToldFailure(name, message, lines)
         ended = ended or isinstance(message, wire.End)
         yield message
 
@@ -64,12 +64,23 @@ def listen(name: str, lines: Lines, silence_s: float) -> Generator[wire.Message,
 class ToldFailure(RunError):
     """The worker said itself what failed. Read it with `with_last_words` once its standard error has ended."""
 
-    def __init__(self, name: str, text: str, lines: Lines) -> None:
-        super().__init__(f"the worker on {name} failed: {text}")
-        self.lines = lines
+    def __init__(self, name: str, failure: wire.Failure, lines: Lines) -> None:
+        super().__init__(f"the worker on {name} failed: {failure.message}")
+        self.failure, self.lines = failure, lines
 
     def with_last_words(self) -> RunError:
+        if self.failure.model is not None:
+            return ModelRefused(self.failure)
         return RunError(self.message + self.lines.last_words())
+
+
+class ModelRefused(RunError):
+    """The worker could not load or warm up one of its models, whose place in the request is `model`."""
+
+    def __init__(self, failure: wire.Failure) -> None:
+        assert failure.model is not None
+        super().__init__(failure.message)
+        self.model = failure.model
 
 
 def ending(code: int) -> str:

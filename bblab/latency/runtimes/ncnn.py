@@ -98,8 +98,17 @@ class Ncnn:
         with tempfile.TemporaryDirectory(prefix="bblab-ncnn-") as folder, zipfile.ZipFile(path) as packed:
             param, weights = (packed.extract(name, folder) for name in FILES)
             if net.load_param(param) != 0 or net.load_model(weights) != 0:
-                raise RunError(
-                    f"ncnn {self.version()} cannot load {Path(path).name}",
-                    hint="it holds an operation that ncnn does not know; its own message stands above",
-                )
+                raise _refused(self.version(), Path(param).read_text(encoding="utf-8"), Path(path).name)
         return _Net(net)
+
+
+def _refused(version: str, param: str, file: str) -> RunError:
+    """Why ncnn did not load a model: the operators in it that it does not know, as far as it is that."""
+    import ncnn
+
+    kinds = dict.fromkeys(words[0] for line in param.splitlines()[2:] if (words := line.split()))
+    unknown = [kind for kind in kinds if ncnn.layer_to_index(kind) < 0]
+    if unknown:
+        hint = "write them with other operations, or measure this net with another runtime: bblab bench --runtime ort"
+        return RunError(f"ncnn {version} does not know {', '.join(unknown)}", hint=hint)
+    return RunError(f"ncnn {version} cannot load {file}", hint="its own message is above; another runtime may take it")
