@@ -36,6 +36,7 @@ class FakeDevice:
     """A machine whose every number is made up; each process has its own level, each call its own noise."""
 
     name = "fake"
+    waits = False
     colder: dict[str, float] = {}  # noqa: RUF012  further than others, by net
     hook: Callable[[wire.Request, int], None] = staticmethod(lambda request, process: None)
 
@@ -364,6 +365,10 @@ def test_a_net_duels_with_its_own_edit(capsys: pytest.CaptureFixture[str]) -> No
         "nanotrack deploy (as it is)", "nanotrack deploy (stage2.1.kernel=5)"
     }  # fmt: skip
     assert len({r.spec_id for r in stored()}) == 2
+    # the same net but for its form, in this made-up machine: it cannot tell, and the next command is the same pair
+    assert out.splitlines()[-1].endswith(
+        "next: bblab duel nanotrack --set stage2.1.kernel=5 --device fake --budget 240"
+    )
     code, _, err = run(capsys, "duel", "nanotrack")
     assert code == 2
     assert "a duel needs two nets" in err and "--set" in err

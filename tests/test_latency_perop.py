@@ -323,6 +323,17 @@ def test_a_person_reads_rows_operators_the_sum_and_what_was_not_mapped(
         assert run.inputs["protocol"] == 2
 
 
+def test_processes_that_ended_before_they_reported_operators_are_no_table(converted: None) -> None:
+    class Mute(Speaking):
+        def layers(self) -> list[tuple[str, str, float, str, str]]:
+            return []
+
+    plan = Plan(processes=2, rounds=3)
+    found, problem = perop.measure(candidate(), PLACES, device=Mute(), runtime="ort", plan=plan)
+    assert found is None and problem is not None
+    assert "net: measuring ended before the worker had reported the times of its operators" in problem.message
+
+
 def test_operators_are_measured_wherever_bench_runs(asked: list[Any], bblab: Callable[..., Any]) -> None:
     done = bblab("bench", "nanotrack", "--per-op", "--device", "elsewhere")
     assert (done.code, done.err, len(asked)) == (0, "", perop.PLAN.processes)

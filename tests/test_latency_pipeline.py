@@ -199,6 +199,15 @@ def test_ctrl_c_keeps_the_finished_processes(asked: list[Any], lab: Path) -> Non
     assert "2 finished process(es)" in str(done.problems[0]) or "stopped" in str(done.problems[0])
 
 
+def test_a_pipeline_that_ended_before_both_paces_is_a_problem_and_no_row(
+    asked: list[Any], lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "PLAN", pipeline.Plan(processes=1, rounds=1))  # one sequence has one pace
+    done = Lab().bench_pipeline(["nanotrack", "mobileone_s0@s16"])
+    assert done.rows == ()
+    assert [p.message for p in done.problems] == ["the session ended before a paced crop, resize, normalise"] * 2
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

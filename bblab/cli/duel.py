@@ -97,10 +97,10 @@ def duel(
         if verdicts:
             out.print()
     where = "" if device == "host" else f" --device {device}"
-    both = f"{a} {b}" if b is not None else " ".join([a, *(f"--set {shlex.quote(edit)}" for edit in edits or ())])
+    both = " ".join([a, *([] if b is None else [b]), *(f"--set {shlex.quote(edit)}" for edit in edits or ())])
     after = f"bblab duel {both}{where} --budget {2 * (plan.budget_s or 60):g}"
     if verdicts and all(v.faster for v in verdicts):
-        after = f"bblab bench {both} --runtime ort,ncnn"
+        after = f"bblab {'duel' if b is None else 'bench'} {both}{where} --runtime ort,ncnn"
     finish(opened, done, machine, [json] if json else [], after)
 
 

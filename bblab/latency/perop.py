@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bblab.errors import BblabError
+from bblab.errors import BblabError, RunError
 from bblab.latency import protocol, runtimes, session, stats, wire
 from bblab.latency.devices import Device
 from bblab.latency.devices.remote import STAND_IN
@@ -319,7 +319,15 @@ def measure(
         ask=lambda request, number: replace(request, probe="layers"),
         on_progress=on_progress,
     )
-    return (None if measured is None else op_times(candidate, places, measured, weighted)), problem
+    if measured is None:
+        return None, problem
+    if not any(isinstance(m, wire.Layer) for result in measured.results for m in result.told):
+        ended = RunError(
+            f"{candidate.label}: measuring ended before the worker had reported the times of its operators",
+            hint="a runtime reports them when a process ends: give a larger --budget",
+        )
+        return None, problem or ended
+    return op_times(candidate, places, measured, weighted), problem
 
 
 def op_times(
@@ -329,7 +337,8 @@ def op_times(
     (timing,) = measured.timings
     (file,) = measured.files
     modules = modules_in(file.path, weighted)
-    answers = [_layers(result, modules) for result in measured.results]
+    # A process that the budget ended may have reported none: its whole calls count all the same.
+    answers = [layers for result in measured.results if (layers := _layers(result, modules))]
     told = [float(m.text) for r in measured.results for m in r.told if isinstance(m, wire.Note)]
     overhead = stats.quantile(told, 0.5) if told else 0.0
     layers, raw_sum = _joined(answers, overhead)

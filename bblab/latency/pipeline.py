@@ -181,7 +181,12 @@ def measure(
         ask=ask,
         on_progress=on_progress,
     )
-    return (None if measured is None else split(tracker, measured, threads, fps)), problem
+    if measured is None:
+        return None, problem
+    try:
+        return split(tracker, measured, threads, fps), problem
+    except RunError as too_short:
+        return None, problem or too_short
 
 
 def split(tracker: Tracker, measured: Measured, threads: int, fps: float) -> Split:
@@ -195,7 +200,7 @@ def split(tracker: Tracker, measured: Measured, threads: int, fps: float) -> Spl
         for name in (*FRAME, *TEMPLATE, WHOLE):
             found = [p[state, name] for p in processes if (state, name) in p]
             if not found:
-                raise RunError(f"the session ended before a {state} {name}", hint="measure again")
+                raise RunError(f"the session ended before a {state} {name}", hint="give a larger --budget, or none")
             wall = tuple(tuple(m.wall_s for m in process) for process in found)
             cpu = tuple(tuple(m.cpu_s for m in process) for process in found)
             time = StageTime(name, pace, wall, cpu, name not in TEMPLATE)
