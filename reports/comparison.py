@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bblab.errors import BblabError
@@ -33,6 +34,7 @@ COLUMNS = (
     Column("CPU, warm", "cpu_p10_s", "ms"),
     Column("broken", "findings", "✗ ▲ ·"),
 )
+TIMED = ("latency_ratio", "cpu_p10_s")  # in files only, where nothing is timed yet
 
 
 @report("comparison")
@@ -44,7 +46,9 @@ def comparison(rows: Sequence[Mapping[str, Any]]) -> Page:
         shown, raw = _row(row)
         cells.append(shown)
         values.append(raw)
-    return Page("comparison", Table(COLUMNS, tuple(cells), tuple(values)), _notes(ordered))
+    is_timed = any(map(_deploy_timing, rows))
+    columns = tuple(c if is_timed or c.key not in TIMED else replace(c, title="") for c in COLUMNS)
+    return Page("comparison", Table(columns, tuple(cells), tuple(values)), _notes(ordered))
 
 
 def _deploy_timing(row: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -249,8 +249,8 @@ def _latency(rows: list[Mapping[str, Any]]) -> RenderableType:
         f"{first['reference']}"
     )
     parts: list[RenderableType] = [table, Text(how, style="dim")]
-    if first["is_busy"]:
-        parts.append(Text(busy_words(first["waiting"]), style="yellow"))
+    if words := busy_words(max(r["waiting"] for r in rows)):  # the reason for each wall time that is not shown
+        parts.append(Text(words, style="yellow"))
     if first["drift"] not in (None, "none"):
         parts.append(
             Text(
