@@ -96,8 +96,8 @@ def test_a_quiet_machine_shows_it() -> None:
 def test_doubts_an_unfused_form_and_notes_are_said() -> None:
     said = sentence(replace(timing("a", 6.62, levels=(1.0, 1.5) * 3), form="train", notes=("stopped by hand",)))
     # logs 0 and .40547 in turn: sd .20273 * sqrt(6 / 5) = .22208, half an interval 2.5706 * .22208 / sqrt(6) = .23306,
-    # and exp(.23306) - exp(-.23306) = .470
-    assert "not steady: the interval is 47% wide, over 10%" in said
+    # and exp(.23306) - exp(-.23306) = .4703
+    assert "not steady: the interval is 47.0% wide, over 10%" in said
     assert "unfused" in said
     assert said.endswith("stopped by hand")
 

@@ -373,8 +373,8 @@ _ZH_TEXTS = {
     "latency: {setting}": "延迟：{setting}",
     "findings that are not waived": "未豁免的检查结果",
     "{setting}: {nets} with fewer sessions in the table only": "{setting}：{nets} 个测量较少的网络只列于表中",
-    "{busy} of {all} timings were taken on a busy machine: trust their ratios only":
-        "{all} 次测时中有 {busy} 次机器繁忙：只可信其比值",
+    "{busy} of {all} timings were taken on a busy machine: no wall times of them":
+        "{all} 次测时中有 {busy} 次机器繁忙：这些不给出墙钟时间",
     "{count} more specs were asked for: the first six are shown": "另有 {count} 个网络未显示：只显示前六个",
     "no effective receptive field where the net is not built on this machine": "本机未构建的网络没有有效感受野",
     "run {run}: {setting}": "记录 {run}：{setting}",
