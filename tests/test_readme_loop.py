@@ -87,17 +87,13 @@ class Session:
 
 
 def adapted(line: list[str], session: Session) -> list[str]:
-    """A line as this test types it: a little net, small budgets, two epochs, and the numbers of this lab's own runs."""
+    """A line as this test types it: a little net, two epochs, and the numbers of this lab's own runs."""
     argv = line[1:]
     if argv[0] == "new":
         assert "mobileone_k5_se" in argv
         argv[argv.index("mobileone_k5_se")] = "little"
     if argv[0] == "export":
         argv[argv.index("--run") + 1] = str(session.trained.id)
-    if argv[0] == "bench":
-        argv[argv.index("--budget") + 1] = "4"
-    if argv[0] == "profile":
-        argv += ["--budget", "4"]
     if argv[0] == "pretrain":
         argv += ["--epochs", "2", "--batch-size", "16"]
     if argv[0] == "find":

@@ -218,13 +218,13 @@ def test_a_deploy_form_that_is_another_function_is_an_error_of_profile_and_check
     path = spec_file("tracker: {template: 31, search: 63}\n" + wrong("forgets"))
     ran = bblab("check", path)
     assert ran.code == 1 and "another function" in ran.out
-    (row,) = json.loads(bblab("profile", path, "--budget", "0.5", "--json", "-").out)
+    (row,) = json.loads(bblab("profile", path, "--json", "-").out)
     (finding,) = [f for f in row["findings"] if f["rule"] == "forms-differ"]
     assert finding["severity"] == "error" and finding["where"] == "a"
     assert row["deploy_max_rel_diff"] > 1e-3 and row["deploy_max_rel_diff_float64"] > 1e-3
     doubts = {t["form"]: t["form_doubt"] for t in row["latency"]}
     assert "another function" in doubts["deploy"] and doubts["train"] is None
-    ran = bblab("bench", path, "--budget", "0.5")
+    ran = bblab("bench", path)
     assert "its deploy form computes another function" in ran.out + ran.err
 
 
@@ -269,7 +269,7 @@ def test_a_pasted_block_works_in_every_command(
 
 def test_a_pasted_block_is_timed(pasted: Path, bblab: Callable[..., Any], spec_file: Callable[..., Path]) -> None:
     text = "tracker: {template: 31, search: 63}\n" + NET.format("Unit, stride: 2")
-    ran = bblab("profile", spec_file(text), "--budget", "0.5", "--json", "-")
+    ran = bblab("profile", spec_file(text), "--json", "-")
     assert ran.code == 0, ran.err
     (row,) = json.loads(ran.out)
     assert {t["form"] for t in row["latency"]} == {"train", "deploy"}
