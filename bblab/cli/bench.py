@@ -29,7 +29,7 @@ FormOption = Annotated[str, typer.Option("--form", metavar="FORM", help="deploy,
 SizeOption = Annotated[str, typer.Option("--size", metavar="SIZE", help="search, template or pixels.")]
 BudgetOption = Annotated[
     float | None,
-    typer.Option("--budget", metavar="SECONDS", help="Bound on the whole command, conversions included."),
+    typer.Option("--budget", metavar="SECONDS", help="Bound on converting and measuring together."),
 ]
 FpsOption = Annotated[
     float | None, typer.Option("--fps", metavar="N", help="Measure also at a camera's pace, beside warm and cold.")
